@@ -1,0 +1,70 @@
+"""What otaflow asks of a machine: small protocols, one adapter a file, the fakes in fake.py.
+
+Each method is safe to call twice: a step that is retried, or undone after a power cut, calls it again. `Path`s are
+absolute. A method that fails raises CommandFailed or OSError and leaves what was there before it, or less of what it
+was making; it never leaves half of a tree under its final name.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+
+class Trees(Protocol):
+    """Whole file trees on one kind of storage (btrfs subvolumes, plain directories)."""
+
+    def create(self, path: Path) -> None:
+        """Make an empty tree; nothing happens where one is."""
+
+    def clone(self, source: Path, target: Path) -> None:
+        """Make `target` a writable copy of `source`; it appears whole or not at all. Nothing happens where it is."""
+
+    def freeze(self, source: Path, target: Path, base: Path | None = None) -> None:
+        """Make `target` a read-only picture of `source`, at the price of what changed since the picture `base`."""
+
+    def remove(self, path: Path) -> None:
+        """Remove a tree of any of the kinds above; nothing happens where none is. Cut short, the rest goes next time."""
+
+    def sync(self, path: Path) -> None:
+        """Return when all that was written into the tree at `path` is on the disk, its own name included."""
+
+
+class Slots(Protocol):
+    """The two places a system can start from (spec/update-processes.md, steps 3 and 4; spec/ucm-design.md, data flow)."""
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """The two names, in the configuration's order."""
+
+    def path(self, slot: str) -> Path:
+        """The root folder of the slot's content."""
+
+    def copy(self, source: str, target: str, kept: str) -> None:
+        """Make slot `target` a copy of `source`; its former content is kept under the name `kept`."""
+
+    def put_back(self, target: str, kept: str) -> None:
+        """Undo `copy`: `target` has its former content again (or is absent, as it was). Nothing was kept: nothing happens."""
+
+    def forget(self, kept: str) -> None:
+        """Give up the content kept under `kept`."""
+
+    def sync(self, slot: str) -> None:
+        """Return when the slot's content is on the disk."""
+
+
+class BootTarget(Protocol):
+    """Which slot runs, and which one starts next."""
+
+    def running(self) -> str:
+        """The slot that the present system was started from."""
+
+    def target(self) -> str:
+        """The slot that starts next."""
+
+    def promise(self) -> str:
+        """What the target was set with: the generation of the content that is to start."""
+
+    def set_target(self, slot: str, promise: str) -> None:
+        """Make `slot` the one that starts next, durably, in one atomic change. `promise` names the content expected in it."""
+
+    def restart(self) -> bool:
+        """Restart into the target. True: done, the new system runs. False: asked for, the machine is going down."""

@@ -1,0 +1,183 @@
+"""The device's one configuration file, in TOML: what it is, where its slots are, whom it trusts.
+
+Relative paths are relative to `device.root`. Nothing here has an effect; a wrong value is refused with its key.
+"""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from otaflow.errors import ConfigError
+
+DEFAULT_PATH = Path("/etc/otaflow.toml")
+VARIABLE = "OTAFLOW_CONFIG"
+
+
+class Section(BaseModel):
+    """A table of the file; a key that we do not know is an error, not a silent nothing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Device(Section):
+    """`[device]`: the name shown in runs, the model that packages are made for, the folder of all state."""
+
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")
+    model: str = Field(min_length=1, max_length=64)
+    root: Path
+
+
+class Slots(Section):
+    """`[slots]`: where the system's slots are. `path` holds one folder or subvolume for each of `names`."""
+
+    kind: Literal["btrfs", "directories"] = "directories"
+    path: Path = Path("slots")
+    names: tuple[str, str] = ("a", "b")
+
+
+class Boot(Section):
+    """`[boot]`: how the slot that starts next is chosen, and how the restart is done.
+
+    `restart` is a command (`["systemctl", "reboot"]`), or `"switch"` on a device whose slot is not its root file
+    system: there the applications follow the index file and no machine restarts.
+    """
+
+    kind: Literal["index-file"] = "index-file"
+    index: Path = Path("index.json")
+    restart: Literal["switch"] | list[str] = "switch"
+    tries: int = Field(default=3, ge=1)
+
+
+class Main(Section):
+    """`[main]`: the main partition (everything that is no slot) and, inside it, the system's configuration `/etc/sys`."""
+
+    path: Path = Path("main")
+    configuration: Path = Path("main/etc/sys")
+
+
+class Backups(Section):
+    """`[backups]`: where they are and how long the full ones stay. Incremental backups stay for ever.
+
+    A full backup and a snapshot go when BOTH `retention_days` have passed and `retention_reboots` were made.
+    """
+
+    path: Path = Path("backups")
+    retention_days: float = Field(default=7, ge=0)
+    retention_reboots: int = Field(default=2, ge=0)
+
+
+class Store(Section):
+    """`[cache]` and `[nvm]`: packages in transfer; and what must outlive them (journal, history, logs, trust)."""
+
+    path: Path
+
+
+class Program(Section):
+    """`[program]`: bounds of the up-down program."""
+
+    timeout_seconds: float = Field(default=900, gt=0)
+
+
+class Health(Section):
+    """`[health]`: the device's own checks, beside those of the package. Each command must exit 0."""
+
+    commands: list[list[str]] = []
+    timeout_seconds: float = Field(default=30, gt=0)
+    tries: int = Field(default=3, ge=1)
+    wait_seconds: float = Field(default=1, ge=0)
+
+
+class Source(Section):
+    """`[sources.NAME]`: a repository. `url` is its base: `metadata/` and `targets/` are below it.
+
+    `ca` is a bundle for this server alone (the system's trust otherwise). `token_file` holds a bearer token;
+    `certificate` and `key` are the client's own. `root` is the trusted root of TUF metadata that the device was
+    made with. The default source is `official`, unless `use` in `[update]` names another.
+    """
+
+    url: str = Field(pattern=r"^https://")
+    root: Path
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    token_file: Path | None = None
+    connect_tries: int = Field(default=5, ge=1)
+    connect_wait_seconds: float = Field(default=5, ge=0)
+    timeout_seconds: float = Field(default=30, gt=0)
+
+    @model_validator(mode="after")
+    def _pairs(self) -> "Source":
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("`certificate` and `key` go together")
+        return self
+
+
+class Update(Section):
+    """`[update]`: which source is asked (`official` unless the user configured an alternative)."""
+
+    use: str = "official"
+    max_package_bytes: int = Field(default=8 * 2**30, gt=0)
+
+
+class Config(Section):
+    """The whole file. Paths are made absolute when it is loaded."""
+
+    device: Device
+    slots: Slots = Slots()
+    boot: Boot = Boot()
+    main: Main = Main()
+    backups: Backups = Backups()
+    cache: Store = Store(path=Path("cache"))
+    nvm: Store = Store(path=Path("nvm"))
+    program: Program = Program()
+    health: Health = Health()
+    update: Update = Update()
+    sources: Annotated[dict[str, Source], Field(max_length=16)] = {}
+
+    def path(self, relative: Path) -> Path:
+        """`relative`, seen from the device's root."""
+        return self.device.root / relative
+
+    def source(self, name: str | None = None) -> Source:
+        """The source called `name`, or the one the device uses. ConfigError when there is none."""
+        name = name or self.update.use
+        if name not in self.sources:
+            known = ", ".join(sorted(self.sources)) or "none"
+            raise ConfigError(
+                f"cannot use the source {name!r}: the configuration has {known}",
+                hint=f"add [sources.{name}] with url and root, or name another with --source",
+            )
+        return self.sources[name]
+
+
+def load(path: Path | None = None) -> Config:
+    """Read the configuration: `path`, else $OTAFLOW_CONFIG, else /etc/otaflow.toml. ConfigError says which key is wrong."""
+    path = path or Path(os.environ.get(VARIABLE) or DEFAULT_PATH)
+    try:
+        values = tomllib.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"cannot read the configuration {path}: there is no such file",
+            hint=f"`otaflow device init` makes one; or name it with --config or ${VARIABLE}",
+        ) from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+    return parse(values, path)
+
+
+def parse(values: dict[str, Any], path: Path) -> Config:
+    """Check `values` as read from `path`; a relative `device.root` is relative to that file's folder."""
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(
+            f"cannot use the configuration {path}: {key}: {first['msg']}",
+            hint="docs/configuration.md lists every key",
+        ) from error
+    root = (path.parent / config.device.root).resolve()
+    return config.model_copy(update={"device": config.device.model_copy(update={"root": root})})
