@@ -41,6 +41,9 @@ class Slots(Protocol):
     def copy(self, source: str, target: str, kept: str) -> None:
         """Make slot `target` a copy of `source`; its former content is kept under the name `kept`."""
 
+    def fill(self, source: Path, target: str, kept: str) -> None:
+        """Make slot `target` a copy of the tree `source` (a backup); else like `copy`."""
+
     def put_back(self, target: str, kept: str) -> None:
         """Undo `copy`: `target` has its former content again (or is absent, as it was). Nothing was kept: nothing happens."""
 

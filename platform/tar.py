@@ -1,0 +1,40 @@
+"""A tree as one tar file, for full backups: written whole under another name, on the disk before it gets its own."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from otaflow.errors import OtaflowError
+from otaflow.files import fsync_file, fsync_folder
+from otaflow.platform.directories import hidden
+from otaflow.platform.run import run
+
+TIMEOUT = 4 * 3600.0
+KEEP = ["--xattrs", "--xattrs-include=*", "--acls", "--numeric-owner"]
+
+
+def archive(source: Path, target: Path, members: Sequence[str] = (".",)) -> None:
+    """Write the folder `source`, or only `members` of it, to the file `target`, not compressed.
+
+    Nothing happens where `target` is. What is mounted inside a member is left out, and a subvolume inside one too.
+    """
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new = hidden(target, "new")
+    new.unlink(missing_ok=True)
+    command: list[str | Path] = ["tar", "--create", f"--file={new}", *KEEP]
+    command += ["--one-file-system", "--sparse", "--format=posix", "-C", source, "--", *members]
+    run(command, timeout=TIMEOUT)
+    fsync_file(new)
+    os.rename(new, target)
+    fsync_folder(target.parent)
+
+
+def restore(archived: Path, into: Path) -> None:
+    """Fill the empty folder `into` with the tree of a tar file of `archive`. Cut short, `into` is to be removed."""
+    if not into.is_dir() or any(into.iterdir()):
+        raise OtaflowError(f"cannot restore {archived} into {into}: it is no empty folder")
+    options = ["--preserve-permissions", "--same-owner", "--delay-directory-restore"]
+    command: list[str | Path] = ["tar", "--extract", f"--file={archived}", *KEEP, *options, "-C", into]
+    run(command, timeout=TIMEOUT)
