@@ -74,16 +74,13 @@ class DeviceLock:
 
     def _take(self, fd: int, wait: float) -> None:
         now = time.monotonic()
-        deadline, kill_deadline = now + wait, now + max(wait, KILL_SECONDS)
+        patience = {True: now + wait, False: now + max(wait, KILL_SECONDS)}
         while not _try_lock(fd):
             owner, holders = self._find_holders(fd)
-            alive = owner is not None or not holders
-            if not alive:
-                for pid in holders:
-                    with suppress(OSError):
-                        os.kill(pid, signal.SIGKILL)
-            # no holder at all is the moment between a release and our next try, or processes that we may not see
-            if time.monotonic() >= (deadline if alive else kill_deadline):
+            for pid in holders if owner is None else ():
+                with suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+            if time.monotonic() >= patience[owner is not None]:
                 who = f"process {owner}" if owner else "a process that this user cannot see or end"
                 raise Locked(
                     f"cannot lock the device: {who} is at work on it ({self._path})",

@@ -1,0 +1,301 @@
+"""What every adapter promises (platform/protocols.py), on the real ones and on the fakes."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from otaflow.errors import OtaflowError
+from otaflow.platform.boots import Boots
+from otaflow.platform.btrfs import BtrfsTrees
+from otaflow.platform.describe import describe, tree_digest
+from otaflow.platform.directories import FolderTrees
+from otaflow.platform.fake import FakeBoot, FakeTrees, make_fake_slots
+from otaflow.platform.index_file import IndexFile
+from otaflow.platform.protocols import BootTarget, Trees
+from otaflow.platform.slots import TreeSlots
+
+KINDS = ["fake", "directories", pytest.param("btrfs", marks=pytest.mark.btrfs)]
+
+
+@pytest.fixture(params=KINDS)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Trees]:
+    """A folder, and trees that live in it."""
+    if request.param == "btrfs":
+        return request.getfixturevalue("btrfs_tmp"), BtrfsTrees()
+    return tmp_path, FakeTrees() if request.param == "fake" else FolderTrees()
+
+
+def make_tree(trees: Trees, path: Path, word: str = "one") -> Path:
+    trees.create(path)
+    (path / "etc").mkdir()
+    (path / "etc" / "file").write_text(word)
+    (path / "etc" / "file").chmod(0o640)
+    (path / "link").symlink_to("etc/file")
+    return path
+
+
+# --- trees --------------------------------------------------------------------------------------------------------
+
+
+def test_create_twice_keeps_the_content(place: tuple[Path, Trees]) -> None:
+    folder, trees = place
+    tree = make_tree(trees, folder / "deep" / "tree")
+    before = describe(tree)
+    trees.create(tree)
+    assert describe(tree) == before
+
+
+def test_a_clone_is_equal_and_independent(place: tuple[Path, Trees]) -> None:
+    folder, trees = place
+    source = make_tree(trees, folder / "source")
+    trees.clone(source, folder / "clone")
+    assert describe(folder / "clone", times=True) == describe(source, times=True)
+    (folder / "clone" / "etc" / "file").write_text("changed")
+    assert (source / "etc" / "file").read_text() == "one"
+
+
+@pytest.mark.parametrize("verb", ["clone", "freeze"])
+def test_nothing_happens_where_the_target_is(place: tuple[Path, Trees], verb: str) -> None:
+    folder, trees = place
+    source, target = make_tree(trees, folder / "source"), make_tree(trees, folder / "target", "other")
+    getattr(trees, verb)(source, target)
+    assert (target / "etc" / "file").read_text() == "other"
+
+
+@pytest.mark.parametrize("verb", ["clone", "freeze"])
+def test_the_rest_of_a_cut_off_attempt_is_replaced(place: tuple[Path, Trees], verb: str) -> None:
+    folder, trees = place
+    source = make_tree(trees, folder / "source")
+    make_tree(trees, folder / ".target.new", "rest")
+    getattr(trees, verb)(source, folder / "target")
+    assert tree_digest(folder / "target") == tree_digest(source)
+    assert sorted(os.listdir(folder)) == ["source", "target"]
+
+
+def test_a_picture_does_not_follow_its_source(place: tuple[Path, Trees]) -> None:
+    folder, trees = place
+    source = make_tree(trees, folder / "source")
+    trees.freeze(source, folder / "one")
+    before = describe(folder / "one", times=True)
+    (source / "etc" / "file").write_text("two")
+    (source / "more").write_text("x")
+    trees.freeze(source, folder / "two", folder / "one")
+    assert describe(folder / "one", times=True) == before
+    assert describe(folder / "two", times=True) == describe(source, times=True)
+    trees.remove(folder / "one")
+    assert describe(folder / "two", times=True) == describe(source, times=True)
+
+
+def test_a_missing_base_is_no_base(place: tuple[Path, Trees]) -> None:
+    folder, trees = place
+    source = make_tree(trees, folder / "source")
+    trees.freeze(source, folder / "one", folder / "none")
+    assert tree_digest(folder / "one") == tree_digest(source)
+
+
+def test_a_picture_can_be_cloned_and_written(place: tuple[Path, Trees]) -> None:
+    folder, trees = place
+    source = make_tree(trees, folder / "source")
+    trees.freeze(source, folder / "picture")
+    trees.clone(folder / "picture", folder / "clone")
+    (folder / "clone" / "new").write_text("x")
+
+
+def test_remove(place: tuple[Path, Trees]) -> None:
+    folder, trees = place
+    source = make_tree(trees, folder / "source")
+    trees.freeze(source, folder / "picture")
+    for name in ("picture", "source", "source", "never"):
+        trees.remove(folder / name)
+    assert os.listdir(folder) == []
+
+
+def test_sync(place: tuple[Path, Trees]) -> None:
+    folder, trees = place
+    trees.sync(make_tree(trees, folder / "tree"))
+
+
+def test_a_missing_source_leaves_nothing(place: tuple[Path, Trees]) -> None:
+    folder, trees = place
+    with pytest.raises((OSError, OtaflowError)):
+        trees.clone(folder / "none", folder / "clone")
+    assert not (folder / "clone").exists()
+
+
+# --- slots --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["with former content", "without"])
+def slots(request: pytest.FixtureRequest, place: tuple[Path, Trees]) -> TreeSlots:
+    folder, trees = place
+    made = TreeSlots(folder, ("a", "b"), trees)
+    make_tree(trees, folder / "a")
+    if request.param != "without":
+        make_tree(trees, folder / "b", "former")
+    return made
+
+
+def state(slots: TreeSlots) -> list[dict[str, tuple[object, ...]]]:
+    return [describe(slots.path(name), times=True) for name in slots.names]
+
+
+def test_copy_and_put_back(slots: TreeSlots) -> None:
+    before = state(slots)
+    slots.copy("a", "b", "one")
+    assert state(slots) == [before[0], before[0]]
+    (slots.path("b") / "new").write_text("x")
+    slots.sync("b")
+    for _ in range(2):
+        slots.put_back("b", "one")
+        assert state(slots) == before
+    assert slots.kept_names() == []
+
+
+def test_copying_twice_keeps_the_first_content(slots: TreeSlots) -> None:
+    before = state(slots)
+    slots.copy("a", "b", "one")
+    slots.copy("a", "b", "one")
+    assert slots.kept_names() == ["one"]
+    slots.put_back("b", "one")
+    assert state(slots) == before
+
+
+def test_put_back_of_what_never_happened(slots: TreeSlots) -> None:
+    before = state(slots)
+    slots.put_back("b", "one")
+    assert state(slots) == before
+
+
+def test_forget(slots: TreeSlots) -> None:
+    slots.copy("a", "b", "one")
+    for _ in range(2):
+        slots.forget("one")
+    slots.put_back("b", "one")
+    assert state(slots)[1] == state(slots)[0]
+    assert slots.kept_names() == []
+
+
+def test_two_copies_are_undone_backwards(slots: TreeSlots) -> None:
+    before = state(slots)
+    slots.copy("a", "b", "one")
+    (slots.path("b") / "new").write_text("x")
+    between = state(slots)
+    slots.copy("a", "b", "two")
+    slots.put_back("b", "two")
+    assert state(slots) == between
+    slots.put_back("b", "one")
+    assert state(slots) == before
+
+
+def test_fill_from_a_picture(slots: TreeSlots, place: tuple[Path, Trees]) -> None:
+    folder, trees = place
+    before = state(slots)
+    trees.freeze(slots.path("a"), folder / "picture")
+    slots.fill(folder / "picture", "b", "one")
+    (slots.path("b") / "writable").write_text("x")
+    slots.put_back("b", "one")
+    assert state(slots) == before
+
+
+@pytest.mark.parametrize("kept", ["", ".x", "a/b", "x.absent"])
+def test_a_name_that_cannot_be_kept(slots: TreeSlots, kept: str) -> None:
+    before = state(slots)
+    with pytest.raises(OtaflowError, match="cannot keep"):
+        slots.copy("a", "b", kept)
+    assert state(slots) == before
+
+
+@pytest.mark.parametrize(("source", "target"), [("a", "a"), ("c", "b"), ("a", "c"), ("a", "../b")])
+def test_slots_that_cannot_be_copied(slots: TreeSlots, source: str, target: str) -> None:
+    before = state(slots)
+    with pytest.raises(OtaflowError, match="cannot"):
+        slots.copy(source, target, "one")
+    assert state(slots) == before
+
+
+COPY_FOR_EVER = """
+import sys
+from pathlib import Path
+from otaflow.platform.btrfs import BtrfsTrees
+from otaflow.platform.directories import FolderTrees
+from otaflow.platform.slots import TreeSlots
+slots = TreeSlots(Path(sys.argv[1]), ("a", "b"), globals()[sys.argv[2]]())
+print("go", flush=True)
+while True:
+    slots.copy("a", "b", "one")
+    if sys.argv[3] == "undo":
+        slots.put_back("b", "one")
+"""
+
+
+@pytest.mark.parametrize("moment", range(12))
+def test_killed_at_any_moment_put_back_restores(
+    moment: int, storage: tuple[Path, Trees], sample: Path, start_python
+) -> None:
+    folder, trees = storage
+    made = TreeSlots(folder / "slots", ("a", "b"), trees)
+    trees.clone(sample, made.path("a"))
+    if moment % 3:
+        make_tree(trees, made.path("b"), "former")
+    before = state(made)
+    process = start_python(COPY_FOR_EVER, folder / "slots", type(trees).__name__, "undo" if moment % 2 else "")
+    assert process.stdout.readline() == "go\n"
+    time.sleep(moment * 0.0043)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    for _ in range(2):
+        made.put_back("b", "one")
+        assert state(made) == before
+    assert made.kept_names() == []
+
+
+# --- boot target --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["fake", "index file"])
+def boot(request: pytest.FixtureRequest, tmp_path: Path) -> BootTarget:
+    """A boot target that starts slot a."""
+    slots = make_fake_slots(tmp_path / "slots")
+    if request.param == "fake":
+        return FakeBoot(slots)
+    made = IndexFile(
+        tmp_path / "index.json",
+        tmp_path / "running.json",
+        slots={name: slots.path(name) for name in slots.names},
+        boots=Boots(tmp_path / "boots.json"),
+    )
+    made.set_target("a", "")
+    return made
+
+
+def test_the_running_slot_changes_with_the_restart_only(boot: BootTarget) -> None:
+    boot.set_target("b", "generation 2")
+    assert (boot.running(), boot.target(), boot.promise()) == ("a", "b", "generation 2")
+    assert boot.restart()
+    assert (boot.running(), boot.target(), boot.promise()) == ("b", "b", "generation 2")
+
+
+def test_setting_the_target_twice_and_back(boot: BootTarget) -> None:
+    boot.set_target("b", "x")
+    boot.set_target("b", "x")
+    boot.set_target("a", "")
+    assert boot.restart()
+    assert (boot.running(), boot.target(), boot.promise()) == ("a", "a", "")
+
+
+def test_an_unknown_slot(boot: BootTarget) -> None:
+    with pytest.raises(OtaflowError, match="cannot start the slot 'c'"):
+        boot.set_target("c", "")
+    assert boot.target() == "a"
+
+
+def test_the_index_is_json(tmp_path: Path) -> None:
+    made = IndexFile(tmp_path / "i", tmp_path / "r", slots={"a": tmp_path}, boots=Boots(tmp_path / "boots"))
+    made.set_target("a", "promised")
+    values = json.loads((tmp_path / "i").read_text())
+    assert values.pop("checksum")
+    assert values == {"format": 1, "boot": "a", "promise": "promised"}
