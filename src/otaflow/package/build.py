@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from otaflow.errors import InvalidManifest, OtaflowError, PackageInconsistent
+from otaflow.errors import OtaflowError, PackageInconsistent
 from otaflow.files import fsync_folder
 from otaflow.package import names
 from otaflow.package.extract import Limits, check_limits
@@ -138,7 +138,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
 def _write_archive(folder: Path, metadata: Metadata, file: BinaryIO) -> None:
     """Write the gzip stream: the metadata, all its files, the end of the archive."""
     gzip = _Gzip(file)
-    time = int(os.environ.get("SOURCE_DATE_EPOCH") or 0)
+    time = _time()
     text = dump(metadata)
     gzip.write(_header("metadata", tarfile.REGTYPE, 0o644, time, size=len(text)))
     gzip.write(text)
@@ -155,6 +155,14 @@ def _write_archive(folder: Path, metadata: Metadata, file: BinaryIO) -> None:
     gzip.write(bytes(2 * tarfile.BLOCKSIZE))
     gzip.pad(RECORD_BYTES)
     gzip.close()
+
+
+def _time() -> int:
+    """The one time of all members, in seconds since 1970 (reproducible-builds.org, SOURCE_DATE_EPOCH)."""
+    text = os.environ.get("SOURCE_DATE_EPOCH") or "0"
+    if not (text.isascii() and text.isdecimal() and int(text) < 8**11):
+        raise PackageInconsistent(f"cannot build: SOURCE_DATE_EPOCH is {text!r}, which is no time in seconds")
+    return int(text)
 
 
 def _write_content(gzip: "_Gzip", folder: Path, name: str, entry: File) -> None:

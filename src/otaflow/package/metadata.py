@@ -228,7 +228,7 @@ def _explain(error: ValidationError) -> str:
     loc = [str(part) for part in first["loc"]]
     if loc[:1] == ["files"] and len(loc) > 2:
         del loc[2]
-    key = ".".join(loc)
+    key = ".".join(part[:200] if part.isprintable() else ascii(part[:200]) for part in loc)
     reason = first["msg"].removeprefix("Value error, ")
     return f"{key}: {reason}" if key else reason
 
