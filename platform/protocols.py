@@ -22,14 +22,14 @@ class Trees(Protocol):
         """Make `target` a read-only picture of `source`, at the price of what changed since the picture `base`."""
 
     def remove(self, path: Path) -> None:
-        """Remove a tree of any of the kinds above; nothing happens where none is. Cut short, the rest goes next time."""
+        """Remove a tree of any kind above; nothing happens where none is. Cut short, the rest goes next time."""
 
     def sync(self, path: Path) -> None:
         """Return when all that was written into the tree at `path` is on the disk, its own name included."""
 
 
 class Slots(Protocol):
-    """The two places a system can start from (spec/update-processes.md, steps 3 and 4; spec/ucm-design.md, data flow)."""
+    """The two places a system can start from (update processes, steps 3 and 4; UCM design, data flow)."""
 
     @property
     def names(self) -> tuple[str, str]:
@@ -45,7 +45,7 @@ class Slots(Protocol):
         """Make slot `target` a copy of the tree `source` (a backup); else like `copy`."""
 
     def put_back(self, target: str, kept: str) -> None:
-        """Undo `copy`: `target` has its former content again (or is absent, as it was). Nothing was kept: nothing happens."""
+        """Undo `copy` or `fill`: `target` has its former content again. Nothing was kept: nothing happens."""
 
     def forget(self, kept: str) -> None:
         """Give up the content kept under `kept`."""
@@ -67,7 +67,7 @@ class BootTarget(Protocol):
         """What the target was set with: the generation of the content that is to start."""
 
     def set_target(self, slot: str, promise: str) -> None:
-        """Make `slot` the one that starts next, durably, in one atomic change. `promise` names the content expected in it."""
+        """Make `slot` start next, durably, in one atomic change. `promise` names the content expected in it."""
 
     def restart(self) -> bool:
         """Restart into the target. True: done, the new system runs. False: asked for, the machine is going down."""

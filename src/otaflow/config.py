@@ -52,7 +52,7 @@ class Boot(Section):
 
 
 class Main(Section):
-    """`[main]`: the main partition (everything that is no slot) and, inside it, the system's configuration `/etc/sys`."""
+    """`[main]`: the main partition (all that is no slot) and, inside it, the system's configuration `/etc/sys`."""
 
     path: Path = Path("main")
     configuration: Path = Path("main/etc/sys")
@@ -154,7 +154,7 @@ class Config(Section):
 
 
 def load(path: Path | None = None) -> Config:
-    """Read the configuration: `path`, else $OTAFLOW_CONFIG, else /etc/otaflow.toml. ConfigError says which key is wrong."""
+    """Read `path`, else $OTAFLOW_CONFIG, else /etc/otaflow.toml. ConfigError says which key is wrong."""
     path = path or Path(os.environ.get(VARIABLE) or DEFAULT_PATH)
     try:
         values = tomllib.loads(path.read_text())

@@ -1,0 +1,192 @@
+"""The session flow run: its state is the UCM's state, its subflow runs are the phases.
+
+It is set through the client and never executed by Prefect's engine, so its history is exactly the UCM's history. What
+could not be told to an API that is away is told later, from the journal; a phase whose API goes away is begun again
+without it. Nothing here decides anything.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from prefect import flow, task
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import State as RunState
+from prefect.client.schemas.objects import StateType
+from prefect.flow_engine import run_flow
+
+from otaflow.flows.phase import Phase
+from otaflow.platform.device import Device
+from otaflow.records import Record
+from otaflow.ucm.states import MEANING, State
+
+log = logging.getLogger("otaflow.runs")
+
+TYPES = {
+    State.PROCESSING: StateType.RUNNING,
+    State.READY: StateType.PAUSED,
+    State.ACTIVATING: StateType.RUNNING,
+    State.VERIFYING: StateType.RUNNING,
+    State.ACTIVATED: StateType.PAUSED,
+    State.ROLLING_BACK: StateType.RUNNING,
+    State.ROLLING_BACK_FAILED: StateType.PAUSED,
+    State.ROLLED_BACK: StateType.PAUSED,
+    State.CLEANING_UP: StateType.RUNNING,
+}
+"""Prefect's type for each UCM state; Idle ends the run, and its type says how."""
+
+
+@flow(name="update session")
+def update_session(device: str, session: str, what: str) -> None:
+    """The run that carries the UCM's states. It has no body: the engine must never run it."""
+
+
+@task(name="phase")
+def _phase_place() -> None:
+    """The place of a phase on the session's page: a subflow run hangs on a task run."""
+
+
+class PrefectRuns:
+    """The Prefect side of one device (the `Runs` of otaflow.service)."""
+
+    def __init__(self, device: Device) -> None:
+        """Connect to PREFECT_API_URL, or to Prefect's own embedded server, which is started when there is none."""
+        self.device = device
+        self.journal = device.journal
+        self.client: SyncPrefectClient = get_client(sync_client=True)
+        self.client.__enter__()
+
+    def close(self) -> None:
+        """Let go of the client."""
+        self.client.__exit__(None, None, None)
+
+    def publish(self, state: State, message: str) -> None:
+        """Show every transition that the API has not seen. Never raises: the journal is the truth."""
+        try:
+            self._publish()
+        except Exception as error:
+            log.warning("cannot show the state %s in Prefect now: %s", state, error)
+
+    def catch_up(self) -> None:
+        """After a crash: close the phase run that nobody runs any more, and show what happened since. Never raises."""
+        try:
+            self._publish()
+            notes = self.journal.session.notes
+            if notes.get("phase_run") and notes.get("phase_run") != notes.get("phase_ended"):
+                crashed = RunState(
+                    type=StateType.CRASHED, message="the device was cut off; the journal says how it went on"
+                )
+                run = self.client.read_flow_run(UUID(notes["phase_run"]))
+                if not (run.state and run.state.is_final()):
+                    self.client.set_flow_run_state(run.id, crashed, force=True)
+                self.journal.note(durable=False, phase_ended=notes["phase_run"])
+        except Exception as error:
+            log.warning("cannot bring Prefect up to date now: %s", error)
+
+    def run(self, phase: Phase[..., Any], parameters: dict[str, Any]) -> Any:
+        """Run a phase as a subflow run of the session; returns or raises what its story did."""
+        phase.outcome = None
+        try:
+            flow_run = self._begin_phase(phase, parameters)
+            _run_to_end(lambda: run_flow(phase.flow, flow_run=flow_run, parameters=parameters, return_type="state"))
+            self.journal.note(durable=False, phase_ended=str(flow_run.id))
+        except Exception as error:
+            if phase.outcome is None or phase.outcome.error is None or _is_api_trouble(error):
+                log.warning("Prefect's API failed in the phase %s: %s", phase.name, error)
+        outcome = phase.outcome
+        if outcome is None or (outcome.error and _is_api_trouble(outcome.error)):
+            log.warning("running %s without Prefect", phase.name)
+            return phase(**parameters)
+        if outcome.error:
+            raise outcome.error
+        return outcome.value
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _publish(self) -> None:
+        session = self.journal.session
+        if not session.transitions:
+            return
+        shown = int(session.notes.get("shown", 0))
+        for number, transition in enumerate(session.transitions[shown:], shown + 1):
+            state = self._run_state(transition)
+            if "run" in session.notes:
+                self.client.set_flow_run_state(UUID(session.notes["run"]), state, force=True)
+                self.journal.note(durable=False, shown=number)
+            else:
+                self._open(transition, state)
+
+    def _open(self, transition: Record, state: RunState[Any]) -> None:
+        session = self.journal.session
+        name = self.device.config.device.name
+        what = str(transition.get("what", "recovery"))
+        run = self.client.create_flow_run(
+            update_session,
+            name=f"{name}: {what}",
+            parameters={"device": name, "session": session.id, "what": what},
+            tags=["otaflow", f"device:{name}"],
+            state=state,
+        )
+        labels: dict[str, bool | int | float | str] = {
+            "otaflow.device": name,
+            "otaflow.session": session.id,
+            "otaflow.what": what,
+        }
+        self.client.update_flow_run_labels(run.id, labels)
+        self.journal.note(durable=False, run=str(run.id), shown=1)
+
+    def _run_state(self, transition: Record) -> RunState[Any]:
+        state = State(transition["to"])
+        message = str(transition.get("error") or MEANING[state])
+        kind = TYPES.get(state) or self._ending(str(transition["event"]))
+        return RunState(
+            type=kind, name=str(state), message=message, timestamp=datetime.fromisoformat(transition["time"])
+        )
+
+    def _ending(self, event: str) -> StateType:
+        if event == "$Success Finish" and self.journal.session.kept:
+            return StateType.COMPLETED
+        if event in ("$Success RevertProcessedSwPackages", "!ProcessSwPackageCancelled"):
+            return StateType.CANCELLED
+        return StateType.FAILED
+
+    def _begin_phase(self, phase: Phase[..., Any], parameters: dict[str, Any]) -> Any:
+        session = self.journal.session
+        place = None
+        if "run" in session.notes:
+            place = self.client.create_task_run(
+                _phase_place,
+                name=phase.name,
+                flow_run_id=UUID(session.notes["run"]),
+                dynamic_key=f"{phase.name}-{len(session.transitions)}",
+                state=RunState(type=StateType.PENDING),
+            ).id
+        name = self.device.config.device.name
+        run = self.client.create_flow_run(
+            phase.flow,
+            name=f"{name}: {phase.name}",
+            parameters=parameters,
+            parent_task_run_id=place,
+            tags=["otaflow", f"device:{name}", f"session:{session.id}"],
+        )
+        self.journal.note(durable=False, phase_run=str(run.id))
+        return run
+
+
+def _run_to_end(start: Callable[[], Any]) -> Any:
+    """Run a coroutine in a loop of its own. Not asyncio.run: there Ctrl-C would wait for the phase's end."""
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(start())
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+
+
+def _is_api_trouble(error: BaseException) -> bool:
+    """Whether Prefect's client or engine failed, and not the story."""
+    return type(error).__module__.partition(".")[0] in ("httpx", "httpcore", "prefect", "websockets")

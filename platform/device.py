@@ -1,0 +1,111 @@
+"""The device: its adapters and its files, put together from the configuration.
+
+A step reaches it with `device()`; one process works on one device at a time.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+from otaflow.config import Config
+from otaflow.history import History
+from otaflow.journal import Journal
+from otaflow.platform.backups import Backups
+from otaflow.platform.boots import Boots
+from otaflow.platform.labels import Label, read_label
+from otaflow.platform.lock import DeviceLock
+from otaflow.platform.protocols import BootTarget, Slots, Trees
+
+PROGRAM_LOG = "logs"
+
+
+class Device:
+    """A device as its configuration describes it; making one reads nothing and changes nothing."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.root = config.device.root
+        self.main = config.path(config.main.path)
+        self.configuration = config.path(config.main.configuration)
+        self.cache = config.path(config.cache.path)
+        self.nvm = config.path(config.nvm.path)
+        self.logs = self.nvm / PROGRAM_LOG
+        self.backups = Backups(config.path(config.backups.path))
+        self.history = History(self.nvm / "history")
+        self.lock = DeviceLock(self.nvm / "lock")
+        self.boots = Boots(self.nvm / "boots.json")
+
+    @cached_property
+    def journal(self) -> Journal:
+        """The journal, read on first use. Raises JournalCorrupt."""
+        return Journal(self.nvm / "journal", self.boots.count)
+
+    @cached_property
+    def trees(self) -> Trees:
+        """The kind of storage that slots and backups are on."""
+        if self.config.slots.kind == "btrfs":
+            from otaflow.platform.btrfs import BtrfsTrees
+
+            return BtrfsTrees()
+        from otaflow.platform.directories import FolderTrees
+
+        return FolderTrees()
+
+    @cached_property
+    def slots(self) -> Slots:
+        """The two slots."""
+        from otaflow.platform.slots import TreeSlots
+
+        return TreeSlots(self.config.path(self.config.slots.path), self.config.slots.names, self.trees)
+
+    @cached_property
+    def boot(self) -> BootTarget:
+        """The boot target."""
+        from otaflow.platform.index_file import IndexFile
+
+        boot = self.config.boot
+        return IndexFile(
+            self.config.path(boot.index),
+            self.nvm / "running.json",
+            restart=boot.restart,
+            slots={name: self.slots.path(name) for name in self.slots.names},
+            boots=self.boots,
+        )
+
+    def spare(self) -> str:
+        """The slot that is not running."""
+        first, second = self.slots.names
+        return second if self.boot.running() == first else first
+
+    def running_system(self) -> Label:
+        """The label of the system that runs. OtaflowError when it cannot be read."""
+        return read_label(self.slots.path(self.boot.running()))
+
+
+_current: list[Device] = []
+
+
+def device() -> Device:
+    """The device that this process works on."""
+    return _current[-1]
+
+
+@contextmanager
+def using(which: Device) -> Iterator[Device]:
+    """Let `device()` be `which` inside the block."""
+    _current.append(which)
+    try:
+        yield which
+    finally:
+        _current.pop()
+
+
+def make_folders(which: Device) -> None:
+    """Make the folders of a new device that are not trees of their own."""
+    for folder in (which.nvm, which.logs, which.cache, which.backups.folder, _slots_folder(which)):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def _slots_folder(which: Device) -> Path:
+    return which.config.path(which.config.slots.path)

@@ -1,0 +1,55 @@
+"""What a session does to the system: plain data, as the journal keeps it.
+
+An action is what the UCM processes: usually a package (`up`), or one of the ways back, which pass through the same
+states as an update does and so have the same undo.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Kind = Literal["up", "down", "previous-slot", "backup", "snapshot"]
+
+NAMES: dict[Kind, str] = {
+    "up": "Update",
+    "down": "Uninstall",
+    "previous-slot": "Rollback",
+    "backup": "Restore",
+    "snapshot": "RestoreMain",
+}
+"""The word that the history uses for each kind."""
+
+
+@dataclass(frozen=True)
+class Action:
+    """One thing to process. `package` is a file's path for `up` and `down`; `backup` names the backup entry otherwise.
+
+    `name` and `version` are what the system will be; `update_number` is its number in the device's history.
+    """
+
+    kind: Kind
+    name: str = ""
+    version: str = ""
+    update_number: int = 0
+    package: str = ""
+    backup: str = ""
+    source: str = ""
+    digest: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """The action as plain data; `Action(**record)` is its inverse."""
+        return asdict(self)
+
+    def title(self) -> str:
+        """A few words for a person."""
+        match self.kind:
+            case "up":
+                return f"{self.name} {self.version}"
+            case "down":
+                return f"uninstall, back to {self.name} {self.version}"
+            case "previous-slot":
+                return f"previous slot, {self.version}"
+            case "backup":
+                return f"backup {self.backup}"
+            case "snapshot":
+                return f"main partition of {self.backup}"

@@ -1,0 +1,211 @@
+"""The journal: what this device has begun, done and taken back, durable before and after each effect.
+
+At boot the journal is the truth. Its records, in the order in which they may appear:
+
+* `transition`: the UCM went from one state to another (`event`, `from`, `to`, and what else is known).
+* `action`: something is being processed in this session (an `Action`).
+* `intent`: a step is about to change something; `memory` is what its undo needs.
+* `done`, `undone`, `undo_failed`: what became of the intent with this `id`.
+* `kept`: the session is committed; nothing of it can be undone any more.
+* `note`: a fact that belongs to the session (the Prefect run's id, what was published).
+
+An intent is *open* until it is undone or kept. Only the process that holds the device's lock may append.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from otaflow.action import Action
+from otaflow.records import Record, RecordFile
+from otaflow.ucm.states import State
+
+COMPACT_BYTES = 256 * 1024
+"""A journal larger than this starts anew at the next Idle; the history keeps what is past."""
+
+
+def now() -> str:
+    """The present time, RFC 3339, UTC."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@dataclass
+class Intent:
+    """A step that began to change something, and what its undo needs."""
+
+    id: str
+    step: str
+    phase: str
+    action: int
+    memory: dict[str, Any]
+    done: bool = False
+    undone: bool = False
+
+
+@dataclass
+class Session:
+    """What the journal knows of the session that is going on (or of the last one, when Idle)."""
+
+    id: str = ""
+    actions: list[Action] = field(default_factory=list)
+    processed: list[int] = field(default_factory=list)
+    """The places in `actions` of those that were processed and are not reverted."""
+    intents: dict[str, Intent] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+    transitions: list[Record] = field(default_factory=list)
+    undone_boots: int = -1
+    """The boot counter when a step was last taken back."""
+    kept: bool = False
+
+    @property
+    def current(self) -> int:
+        """The place of the action that is, or was last, worked on."""
+        return len(self.actions) - 1
+
+    def boots_at(self, state: State) -> int:
+        """The boot counter when `state` was last entered from another one; -1 when it never was."""
+        entries = [t["boots"] for t in self.transitions if t["to"] == state and t["from"] != state]
+        return entries[-1] if entries else -1
+
+
+class Journal:
+    """The journal file, and what it says."""
+
+    def __init__(self, path: Path, boots: Callable[[], int] = lambda: 0) -> None:
+        """Read `path`. Raises JournalCorrupt. A missing file is a device that never updated: Idle.
+
+        `boots` gives the boot counter, which tells what happened before a restart from what happened after it.
+        """
+        self.file = RecordFile(path)
+        self.boots = boots
+        self.state = State.IDLE
+        self.session = Session()
+        self.phase = ""
+        """The phase that is working; part of each intent, so that the same step may occur in two phases."""
+        for record in self.file.read():
+            self._apply(record)
+
+    # --- writing: each returns when it is durable -----------------------------------------------------------------
+
+    def transition(self, event: str, to: State, **facts: Any) -> Record:
+        """Record that `event` led from the present state to `to`. Leaving Idle begins a session."""
+        record = {
+            "kind": "transition",
+            "event": event,
+            "from": self.state,
+            "to": to,
+            "time": now(),
+            "boots": self.boots(),
+        }
+        record |= facts
+        if self.state is State.IDLE and to is not State.IDLE:
+            record["session"] = uuid4().hex[:12]
+        self._append(record)
+        if to is State.IDLE:
+            self._compact()
+        return record
+
+    def begin_action(self, action: Action) -> None:
+        """Record that `action` is processed from now on."""
+        self._append({"kind": "action", "action": action.record()})
+
+    def intend(self, step: str, key: str, memory: dict[str, Any]) -> Intent:
+        """Record that `step` is about to act. The first memory wins: a retry gets the one that is open already."""
+        open_intent = self.find_open(step, key)
+        if open_intent:
+            return open_intent
+        number = len(self.session.intents)
+        intent_id = f"{number}.{step}" + (f".{key}" if key else "")
+        self._append(
+            {
+                "kind": "intent",
+                "id": intent_id,
+                "step": step,
+                "phase": self.phase,
+                "action": self.session.current,
+                "memory": memory,
+                "time": now(),
+            }
+        )
+        return self.session.intents[intent_id]
+
+    def finish(self, intent: Intent) -> None:
+        """Record that the step did what it intended."""
+        if not intent.done:
+            self._append({"kind": "done", "id": intent.id})
+
+    def undone(self, intent: Intent) -> None:
+        """Record that the step is taken back."""
+        self._append({"kind": "undone", "id": intent.id, "boots": self.boots()})
+
+    def undo_failed(self, intent: Intent, error: str) -> None:
+        """Record that the undo failed; the intent stays open."""
+        self._append({"kind": "undo_failed", "id": intent.id, "error": error, "time": now()})
+
+    def keep(self) -> None:
+        """Record the commit: nothing of this session is undone from now on."""
+        if not self.session.kept:
+            self._append({"kind": "kept"})
+
+    def note(self, durable: bool = True, **facts: Any) -> None:
+        """Record facts of the session; a later one of the same name wins."""
+        self._append({"kind": "note", **facts}, durable=durable)
+
+    # --- reading --------------------------------------------------------------------------------------------------
+
+    def open_intents(self, action: int | None = None) -> Iterator[Intent]:
+        """The intents that an undo would have to take back, the newest first; of one action, or of all."""
+        for intent in reversed(self.session.intents.values()):
+            if not intent.undone and not self.session.kept and action in (None, intent.action):
+                yield intent
+
+    def find_open(self, step: str, key: str = "") -> Intent | None:
+        """The open intent of `step` (and `key`) in the present phase and action, if there is one."""
+        suffix = f".{step}" + (f".{key}" if key else "")
+        for intent in self.open_intents(self.session.current):
+            if intent.step == step and intent.phase == self.phase and intent.id.partition(".")[2] == suffix[1:]:
+                return intent
+        return None
+
+    def is_done(self, step: str) -> bool:
+        """Whether an open intent of `step` is recorded as done in this session."""
+        return any(intent.done for intent in self.open_intents() if intent.step == step)
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _append(self, record: Record, *, durable: bool = True) -> None:
+        self.file.append(record, durable=durable)
+        self._apply(record)
+
+    def _apply(self, record: Record) -> None:
+        session = self.session
+        match record["kind"]:
+            case "transition":
+                if "session" in record:
+                    self.session = session = Session(id=record["session"])
+                self.state = State(record["to"])
+                session.transitions.append(record)
+                if record["event"] == "$Success ProcessSwPackage":
+                    session.processed.append(session.current)
+            case "action":
+                session.actions.append(Action(**record["action"]))
+            case "intent":
+                fields = {name: record[name] for name in ("id", "step", "phase", "action", "memory")}
+                session.intents[record["id"]] = Intent(**fields)
+            case "done":
+                session.intents[record["id"]].done = True
+            case "undone":
+                session.intents[record["id"]].undone = True
+                session.undone_boots = record["boots"]
+            case "kept":
+                session.kept = True
+            case "note":
+                session.notes |= {key: value for key, value in record.items() if key != "kind"}
+
+    def _compact(self) -> None:
+        """At Idle nothing is open: start a grown journal anew with the one fact that matters, its last transition."""
+        if self.file.path.stat().st_size > COMPACT_BYTES:
+            self.file.replace([self.session.transitions[-1] | {"session": self.session.id}])

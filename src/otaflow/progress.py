@@ -1,0 +1,45 @@
+"""What is going on, told to whoever listens: the terminal's live view, the demo, the processing log.
+
+A listener is called in the worker's thread with an `Event`, must be quick and must not raise.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+log = logging.getLogger("otaflow")
+
+
+@dataclass(frozen=True)
+class Event:
+    """`kind`: state, step, done, failed, undo, undone, bytes, output, note. `name`: the state's, step's or file's."""
+
+    kind: str
+    name: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+Listener = Callable[[Event], None]
+_listeners: list[Listener] = []
+
+
+def tell(kind: str, name: str, **facts: Any) -> None:
+    """Tell every listener; one that fails is logged and does not disturb the work."""
+    event = Event(kind, name, facts)
+    for listener in list(_listeners):
+        try:
+            listener(event)
+        except Exception:
+            log.exception("a progress listener failed")
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Call `listener` for what happens inside the block."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)

@@ -1,0 +1,87 @@
+"""Steps 9 and 10 of the update processes: the boot target is changed, and the system restarts into it."""
+
+from otaflow import progress
+from otaflow.errors import ErrorDuringActivation, ErrorNoValidProcessing, HealthCheckFailed, OtaflowError
+from otaflow.package import rules
+from otaflow.platform.device import device
+from otaflow.platform.labels import read_label
+from otaflow.tasks.package import metadata_of
+from otaflow.tasks.step import remember, step
+from otaflow.ucm.states import State
+
+
+@step("check dependencies", retries=1)
+def check_dependencies(folder: str) -> None:
+    """Check the package's dependencies and conflicts over all clusters as they would be. Changes nothing.
+
+    Raises MissingDependencies; ErrorNoValidProcessing when what was processed is gone.
+    """
+    try:
+        metadata = metadata_of(folder)
+    except OSError as error:
+        raise ErrorNoValidProcessing(f"cannot activate: the processed package is gone ({error})") from error
+    rules.check_dependencies(metadata, {metadata.name: metadata.version})
+
+
+@step("flip slot", retries=2, early=True)
+def flip_slot(target: str, generation: str) -> None:
+    """Make `target` the slot that boots next, and promise that it holds the content `generation`.
+
+    The content is on the disk before the target names it. Raises ErrorDuringActivation when another content is there.
+    """
+    here = device()
+    here.slots.sync(target)
+    try:
+        found = read_label(here.slots.path(target)).generation
+    except OtaflowError as error:
+        raise ErrorDuringActivation(f"cannot activate slot {target}: {error}") from error
+    if found != generation:
+        raise ErrorDuringActivation(f"cannot activate slot {target}: it does not hold what was processed")
+    remember(previous=here.boot.target(), promise=here.boot.promise())
+    here.boot.set_target(target, generation)
+
+
+@flip_slot.undo
+def flip_back(previous: str, promise: str) -> None:
+    """Give the boot loader back the slot it had."""
+    device().boot.set_target(previous, promise)
+
+
+@step("restart", retries=1)
+def restart() -> bool:
+    """Restart into the boot target. False: the machine is going down.
+
+    It has no undo: a restart takes nothing away, and the flow ends cleanly when the machine goes down.
+    """
+    boot = device().boot
+    progress.tell("note", f"restarting into slot {boot.target()}")
+    return boot.restart()
+
+
+def new_system_was_started() -> bool:
+    """Whether the device was started since Verifying began, be it into what the boot loader fell back to."""
+    here = device()
+    return here.boots.count() > here.journal.session.boots_at(State.VERIFYING)
+
+
+def old_system_must_start() -> bool:
+    """Whether what was taken back is still running: the new system was started, and nothing since the last undo."""
+    session = device().journal.session
+    started = session.boots_at(State.ROLLING_BACK) > session.boots_at(State.VERIFYING)
+    return started and device().boots.count() <= session.undone_boots
+
+
+@step("check running slot", retries=1)
+def check_running_slot() -> str:
+    """The slot that runs, when it is the one that was to start and holds what was promised. Changes nothing.
+
+    Raises HealthCheckFailed: the boot loader fell back, or the content is not the promised one.
+    """
+    here = device()
+    running, target = here.boot.running(), here.boot.target()
+    if running != target:
+        raise HealthCheckFailed(f"slot {target} did not start: slot {running} runs")
+    label = read_label(here.slots.path(running))
+    if label.generation != here.boot.promise():
+        raise HealthCheckFailed(f"slot {running} holds {label.version}, not the content that was to start")
+    return running

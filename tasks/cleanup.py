@@ -1,0 +1,60 @@
+"""Letting go: what a finished session leaves behind, and what retention ends (step 11 of the update processes)."""
+
+import shutil
+from datetime import UTC, datetime, timedelta
+
+from otaflow.history import ACTIVATED
+from otaflow.platform.backups import Entry
+from otaflow.platform.device import device
+from otaflow.tasks.backups import remove_full, remove_snapshot
+from otaflow.tasks.step import step
+
+
+@step("remove temporary files", retries=2)
+def remove_temporary(session: str) -> None:
+    """Remove what the session extracted into the cache."""
+    for folder in (device().cache / "extracted").glob(f"{session}-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@step("find expired backups", retries=1)
+def find_expired() -> list[str]:
+    """The ids of the entries whose full backup and snapshot may go. Changes nothing.
+
+    Both limits must be over: the days, and the restarts made since the update's own. The last version that was
+    verified good is never given up.
+    """
+    here = device()
+    keep = last_verified_version()
+    return [
+        entry.id
+        for entry in here.backups
+        if entry.version != keep
+        and is_over(entry, datetime.now(UTC), here.boots.count())
+        and (here.backups.path(entry.id, "full.tar").exists() or here.backups.path(entry.id, "main").exists())
+    ]
+
+
+def is_over(entry: Entry, at: datetime, boots: int) -> bool:
+    """Whether both limits of retention are over for `entry`. The restart that the update itself made is not counted."""
+    limits = device().config.backups
+    age = at - datetime.fromisoformat(entry.time)
+    return age >= timedelta(days=limits.retention_days) and boots - entry.boots - 1 >= limits.retention_reboots
+
+
+def last_verified_version() -> str:
+    """The version that last proved itself healthy here: of the history, else the one the device was made with."""
+    activated = [record["version"] for record in device().history.read() if record["resolution"] == ACTIVATED]
+    return str(activated[-1]) if activated else device().running_system().version
+
+
+@step("remove full backup", retries=2)
+def end_full_backup(entry: str) -> None:
+    """Remove the full backup of an entry; its incremental part stays."""
+    remove_full(entry)
+
+
+@step("remove main snapshot", retries=2)
+def end_snapshot(entry: str) -> None:
+    """Remove the main partition's snapshot of an entry."""
+    remove_snapshot(entry)

@@ -1,0 +1,61 @@
+"""Proving a system healthy: the checks of its package and of the device's own configuration."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from otaflow import progress
+from otaflow.errors import CommandFailed, HealthCheckFailed
+from otaflow.platform.device import device
+from otaflow.platform.run import run
+from otaflow.tasks.step import step
+
+
+@step("check health")
+def check_health(checks: list[dict[str, Any]]) -> None:
+    """Run each check (name, command, timeout_seconds, tries, wait_seconds) until it exits 0 or its tries are over.
+
+    A command that is no absolute path is looked for in the running slot first. Raises HealthCheckFailed with the
+    command's last words. It changes nothing; the tries are the checks' own, so the task has none.
+    """
+    for check in [*checks, *_own_checks()]:
+        _check(check)
+
+
+def _own_checks() -> list[dict[str, Any]]:
+    health = device().config.health
+    return [
+        {
+            "name": " ".join(command),
+            "command": command,
+            "timeout_seconds": health.timeout_seconds,
+            "tries": health.tries,
+            "wait_seconds": health.wait_seconds,
+        }
+        for command in health.commands
+    ]
+
+
+def _check(check: dict[str, Any]) -> None:
+    why = ""
+    for attempt in range(check["tries"]):
+        if attempt:
+            time.sleep(check["wait_seconds"])
+        try:
+            _run(check["command"], check["timeout_seconds"])
+        except CommandFailed as error:
+            why = error.output.strip().rpartition("\n")[2] or str(error)
+            progress.tell("output", "health check", line=f"{check['name']}: {why}")
+        else:
+            progress.tell("output", "health check", line=f"{check['name']}: passed")
+            return
+    raise HealthCheckFailed(f"the health check {check['name']!r} failed {check['tries']} times: {why}")
+
+
+def _run(command: list[str], timeout: float) -> None:
+    here = device()
+    slot = here.slots.path(here.boot.running())
+    own = slot / command[0]
+    program = str(own) if not Path(command[0]).is_absolute() and own.is_file() else command[0]
+    environment = {"OTAFLOW_SLOT": str(slot), "OTAFLOW_ETC": str(here.configuration)}
+    run([program, *command[1:]], timeout=timeout, cwd=slot, env=environment)

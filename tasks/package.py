@@ -1,0 +1,78 @@
+"""Steps 1 and 2 of the update processes: the package is extracted and its metadata checked."""
+
+import os
+import shutil
+from pathlib import Path
+
+from otaflow import progress
+from otaflow.errors import InsufficientMemory, PackageInconsistent
+from otaflow.package import rules
+from otaflow.package.extract import extract
+from otaflow.package.metadata import Metadata, parse
+from otaflow.platform.device import device
+from otaflow.tasks.step import remember, step
+
+
+@step("extract package", retries=2)
+def extract_package(package: str) -> str:
+    """Unpack `package` into a fresh tree in the cache; returns its path. Errors: those of `otaflow.package.extract`."""
+    memory = remember(folder=str(_extraction_folder()))
+    folder = Path(memory["folder"])
+    _remove(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if not Path(package).is_file():
+        raise PackageInconsistent(f"cannot use the package {package}: there is no such file", hint="fetch it again")
+    extract(Path(package), folder, progress=lambda done: progress.tell("bytes", "extract package", done=done))
+    return str(folder)
+
+
+@extract_package.undo
+def remove_extracted(folder: str) -> None:
+    """Remove the temporary tree."""
+    _remove(Path(folder))
+
+
+@step("check metadata", retries=2)
+def check_metadata(folder: str, direction: str) -> None:
+    """Refuse a package that does not fit this system, or has no room on it. Changes nothing."""
+    metadata = metadata_of(folder)
+    system = device().running_system()
+    if direction == "down":
+        rules.check_removable(metadata, name=system.name, version=system.version)
+        return
+    model = device().config.device.model
+    rules.check_installable(metadata, name=system.name, version=system.version, model=model)
+    _check_room(metadata)
+
+
+def metadata_of(folder: str) -> Metadata:
+    """The metadata of the package extracted into `folder`."""
+    return parse((Path(folder) / "metadata").read_bytes())
+
+
+def _check_room(metadata: Metadata) -> None:
+    """The slot grows by at most the assets; a copy that shares nothing takes the running slot's size as well."""
+    slots = device().slots.path(device().boot.running())
+    free = os.statvfs(slots).f_bavail * os.statvfs(slots).f_frsize
+    if free < metadata.size.installed_bytes:
+        raise InsufficientMemory(
+            f"cannot install {metadata.name} {metadata.version}: it needs {metadata.size.installed_bytes} bytes "
+            f"and {free} are free",
+            hint="`otaflow clean-up` removes backups whose time is over",
+        )
+
+
+def _extraction_folder() -> Path:
+    session = device().journal.session
+    return device().cache / "extracted" / f"{session.id}-{session.current}"
+
+
+def _remove(folder: Path) -> None:
+    """Remove a tree even where its folders cannot be written."""
+    if not os.path.lexists(folder):
+        return
+    for parent, names, _ in os.walk(folder):
+        for name in names:
+            if not (path := Path(parent, name)).is_symlink():
+                path.chmod(0o700)
+    shutil.rmtree(folder)

@@ -1,0 +1,65 @@
+"""Steps 3 and 4 of the update processes: which slot runs, and the other one becomes a copy of it.
+
+The spare slot's former content is kept aside until the update is committed.
+"""
+
+from otaflow.errors import NothingToRollback, OtaflowError
+from otaflow.platform.device import device
+from otaflow.platform.labels import Label, read_label
+from otaflow.tasks.step import remember, step
+
+
+@step("find active slot", retries=2)
+def find_active_slot() -> str:
+    """The slot that the running system was started from. Changes nothing."""
+    return device().boot.running()
+
+
+@step("copy active slot", retries=2)
+def copy_active_slot(active: str, spare: str) -> None:
+    """Make the spare slot a copy of the running one."""
+    memory = remember(spare=spare, kept=kept_name())
+    device().slots.copy(active, spare, memory["kept"])
+
+
+@copy_active_slot.undo
+def put_back_spare_slot(spare: str, kept: str) -> None:
+    """Give the spare slot its former content back."""
+    device().slots.put_back(spare, kept)
+
+
+@step("fill slot from backup", retries=2)
+def fill_slot(backup: str, spare: str) -> None:
+    """Make the spare slot a copy of the backup entry `backup`."""
+    memory = remember(spare=spare, kept=kept_name())
+    device().slots.fill(device().backups.path(backup, "sys"), spare, memory["kept"])
+
+
+@fill_slot.undo
+def put_back_filled_slot(spare: str, kept: str) -> None:
+    """Give the spare slot its former content back."""
+    device().slots.put_back(spare, kept)
+
+
+@step("check previous slot", retries=1)
+def check_previous_slot(spare: str) -> Label:
+    """The label of the system in the other slot. NothingToRollback when there is none. Changes nothing."""
+    try:
+        return read_label(device().slots.path(spare))
+    except OtaflowError as error:
+        raise NothingToRollback(
+            f"cannot roll back: slot {spare} holds no system that could be started",
+            hint="`otaflow rollback --backup ID` goes back to any backup; `otaflow backups` lists them",
+        ) from error
+
+
+@step("forget former slot content", retries=2)
+def forget_kept(kept: str) -> None:
+    """Give up the content that was kept aside: the update is committed, there is no undo."""
+    device().slots.forget(kept)
+
+
+def kept_name(action: int | None = None) -> str:
+    """The name under which this session's action keeps the spare slot's former content."""
+    session = device().journal.session
+    return f"{session.id}-{session.current if action is None else action}"

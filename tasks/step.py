@@ -1,0 +1,198 @@
+"""The step: a function that changes one thing, with its undo directly below it.
+
+    @step("flip slot", retries=2)
+    def flip_slot(target: str) -> None:
+        remember(previous=device().boot.target())
+        device().boot.set_target(target)
+
+    @flip_slot.undo
+    def flip_back(previous: str) -> None:
+        device().boot.set_target(previous)
+
+`remember` puts what the undo needs into the journal, durably, before anything is changed; a step that never calls it
+changed nothing. The first memory wins, so that a retry cannot remember its own half-done work. Both functions must be
+idempotent, and the undo of what never happened does nothing.
+
+Called inside a Prefect flow run, a step is a retrying Prefect task; called elsewhere (`otaflow recover` at boot, a
+Prefect API that is away) it is the same function with the same retries. Prefect is imported on first use only.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
+
+from otaflow import progress
+from otaflow.errors import Refused, UcmError, UndoFailed
+from otaflow.journal import Intent, Journal
+from otaflow.platform.device import device
+
+if TYPE_CHECKING:
+    from prefect import Task
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+STEPS: dict[str, "Step[..., Any]"] = {}
+"""Every step by its name in the journal; recovery finds the undo here."""
+
+_call: ContextVar["Call"] = ContextVar("call")
+
+
+class Call:
+    """One call of a step: what `remember` writes to."""
+
+    def __init__(self, step: "Step[..., Any]", journal: Journal, key: str) -> None:
+        self.step, self.journal, self.key = step, journal, key
+        self.intent: Intent | None = None
+
+
+def remember(**memory: Any) -> dict[str, Any]:
+    """Make `memory` (plain data) durable before the step acts; returns what holds: the first memory, on a retry."""
+    call = _call.get()
+    call.intent = call.journal.intend(call.step.name, call.key, memory)
+    return call.intent.memory
+
+
+def worth_retrying(error: BaseException) -> bool:
+    """A refusal stays one however often it is asked for; everything else may pass."""
+    return isinstance(error, Exception) and not isinstance(error, (Refused, UcmError))
+
+
+class Step(Generic[P, R]):
+    """A step and its undo. `early` says that the undo must be done before the former system starts again."""
+
+    def __init__(self, do: Callable[P, R], title: str, retries: int, wait: float, early: bool, key: str) -> None:
+        self.do, self.title, self.retries, self.wait, self.early = do, title, retries, wait, early
+        self.name = do.__name__
+        self.key = key
+        self.take_back: Callable[..., None] | None = None
+        self.last_error: BaseException | None = None
+        self.__doc__ = do.__doc__
+        self.__name__ = do.__name__
+        STEPS[self.name] = self
+
+    def undo(self, function: Callable[..., None]) -> Callable[..., None]:
+        """Decorator: `function` takes the step back; its parameters are the names that the step remembers."""
+        self.take_back = function
+        return function
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        if in_flow_run():
+            return self.task(*args, **kwargs)
+        return _retrying(lambda: self.run(*args, **kwargs), self.retries, self.wait)
+
+    def run(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Do the step once, and record that it is done."""
+        call = Call(self, device().journal, str(kwargs.get(self.key, "")) if self.key else "")
+        token = _call.set(call)
+        started = time.monotonic()
+        progress.tell("step", self.title, step=self.name)
+        try:
+            result = self.do(*args, **kwargs)
+            if call.intent:
+                call.journal.finish(call.intent)
+        except BaseException as error:
+            self.last_error = error
+            progress.tell("failed", self.title, step=self.name, error=str(error))
+            raise
+        finally:
+            _call.reset(token)
+        progress.tell("done", self.title, step=self.name, seconds=time.monotonic() - started)
+        return result
+
+    def revert(self, intent: Intent) -> None:
+        """Take one intent back, with retries, and record it. Raises UndoFailed; the intent stays open then."""
+        try:
+            if self.take_back:
+                if in_flow_run():
+                    self.undo_task(intent.memory)
+                else:
+                    _retrying(lambda: self._take_back(intent.memory), self.retries, self.wait)
+        except Exception as error:
+            device().journal.undo_failed(intent, str(error))
+            raise UndoFailed(
+                f"cannot take back {self.title!r}: {error}",
+                hint="the journal holds what is needed: `otaflow recover` tries again",
+            ) from error
+        device().journal.undone(intent)
+        progress.tell("undone", self.title, step=self.name)
+
+    def _take_back(self, memory: dict[str, Any]) -> None:
+        assert self.take_back is not None
+        progress.tell("undo", self.title, step=self.name)
+        self.take_back(**memory)
+
+    @cached_property
+    def task(self) -> "Task[P, R]":
+        """The step as a Prefect task. No cache: equal inputs of tasks made here would share a key and a result."""
+        return cast("Task[P, R]", self._make_task(self.run, self.title))
+
+    @cached_property
+    def undo_task(self) -> "Task[..., None]":
+        """The undo as a Prefect task."""
+        assert self.take_back is not None
+        return self._make_task(self._take_back, f"undo: {self.title}")
+
+    def _make_task(self, function: Callable[..., Any], name: str) -> "Task[..., Any]":
+        from prefect import task
+        from prefect.cache_policies import NO_CACHE
+
+        make = task(
+            name=name,
+            task_run_name=name,
+            retries=self.retries,
+            retry_delay_seconds=self.wait,
+            retry_condition_fn=lambda _task, _run, _state: self.last_error is None or worth_retrying(self.last_error),
+            cache_policy=NO_CACHE,
+            persist_result=False,
+        )
+        return make(function)
+
+
+def step(
+    title: str, *, retries: int = 0, wait: float = 1, early: bool = False, key: str = ""
+) -> Callable[[Callable[P, R]], Step[P, R]]:
+    """Make a function a step called `title` in the UI.
+
+    `retries` and `wait` (seconds) hold for the undo too. `early`: its undo must be done before the former system
+    starts again. `key` names the keyword parameter that tells several calls in one phase apart.
+    """
+
+    def decorate(function: Callable[P, R]) -> Step[P, R]:
+        return Step(function, title, retries, wait, early, key)
+
+    return decorate
+
+
+def compensate(wanted: Callable[[Intent], bool] = lambda intent: True) -> None:
+    """Walk the journal backwards and take back every open intent that is `wanted`.
+
+    The one function that the failure hooks, the rollback and the recovery at boot call. It stops at the first undo
+    that fails (UndoFailed): what was done earlier may be needed by what could not be taken back.
+    """
+    for intent in list(device().journal.open_intents()):
+        if wanted(intent):
+            STEPS[intent.step].revert(intent)
+
+
+def in_flow_run() -> bool:
+    """Whether this is called inside a Prefect flow run (and not already inside one of its tasks)."""
+    if "prefect.context" not in sys.modules:
+        return False
+    from prefect.context import FlowRunContext, TaskRunContext
+
+    return FlowRunContext.get() is not None and TaskRunContext.get() is None
+
+
+def _retrying(call: Callable[[], R], retries: int, wait: float) -> R:
+    for _ in range(retries):
+        try:
+            return call()
+        except Exception as error:
+            if not worth_retrying(error):
+                raise
+            time.sleep(wait)
+    return call()
