@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import re
 import shutil
 import stat
 from contextlib import suppress
@@ -82,10 +83,10 @@ def copy_metadata(source: Path, target: Path) -> None:
             if os.geteuid() == 0:
                 raise
             mode &= ~(stat.S_ISUID | stat.S_ISGID)
+    # after chown, which takes security.capability away; before the mode, which may forbid it
+    _copy_xattrs(source, target)
     if not stat.S_ISLNK(seen.st_mode):
         os.chmod(target, mode)
-    # after chown, which takes security.capability away
-    _copy_xattrs(source, target)
     os.utime(target, ns=(seen.st_atime_ns, seen.st_mtime_ns), follow_symlinks=False)
 
 
@@ -106,14 +107,14 @@ def delete_tree(path: Path) -> None:
 
 
 def refuse_mounts(path: Path) -> None:
-    """OSError (EBUSY) when a file system is mounted inside the tree `path`: its files are not ours to delete."""
-    inside = f"{os.path.realpath(path)}/"
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        point = line.split()[4].encode().decode("unicode_escape")
-        if point.startswith(inside):
-            raise OSError(
-                errno.EBUSY, f"cannot remove {path}: a file system is mounted inside (umount it first)", point
-            )
+    """OSError (EBUSY) when a file system is mounted at or inside `path`: its files are not ours to delete."""
+    folder = os.fsencode(os.path.join(os.path.realpath(path.parent), path.name))
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        # blanks and the like are written as octal numbers
+        point = re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), line.split()[4])
+        if point == folder or point.startswith(folder + b"/"):
+            where = os.fsdecode(point)
+            raise OSError(errno.EBUSY, f"cannot remove {path}: a file system is mounted there (umount it first)", where)
 
 
 def sync_file_system(path: Path) -> None:

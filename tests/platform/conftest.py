@@ -1,7 +1,7 @@
 """Sample trees and a way to run a piece of Python as another process or user."""
 
 import os
-import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +14,8 @@ from otaflow.platform.directories import FolderTrees
 from otaflow.platform.protocols import Trees
 
 NOBODY = 65534
+# user::rw- user:77:r-- group::r-- mask::r-- other::---, as the kernel has it
+ACL = struct.pack("<I" + 5 * "HHI", 2, 1, 6, NONE := 2**32 - 1, 2, 4, 77, 4, 4, NONE, 16, 4, NONE, 32, 0, NONE)
 
 
 def fill_tree(root: Path) -> None:
@@ -26,7 +28,6 @@ def fill_tree(root: Path) -> None:
     (root / "bin" / "link").symlink_to("tool")
     (root / "broken").symlink_to("/nowhere")
     (root / "etc" / "secret").write_text("x" * 5000)
-    (root / "etc" / "secret").chmod(0o400)
     (root / "name with\nline end").write_text("y")
     with (root / "sparse").open("wb") as file:
         file.write(b"start")
@@ -34,6 +35,9 @@ def fill_tree(root: Path) -> None:
         file.write(b"end")
     os.mkfifo(root / "fifo")
     os.setxattr(root / "etc" / "secret", "user.note", b"kept")
+    (root / "etc" / "secret").chmod(0o400)
+    (root / "etc" / "shared").write_text("s")
+    os.setxattr(root / "etc" / "shared", "system.posix_acl_access", ACL)
     if os.geteuid() == 0:
         os.chown(root / "etc" / "secret", 12, 34)
         (root / "bin" / "tool").chmod(0o4755)
@@ -76,18 +80,15 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def start_python() -> Iterator[Start]:
-    """start_python(code, *arguments, user=None) runs Python code as another process; killed at the test's end."""
+    """start_python(code, *arguments) runs Python code as another process; killed at the test's end."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(code: str, *arguments: object, user: int | None = None) -> "subprocess.Popen[str]":
+    def start(code: str, *arguments: object) -> "subprocess.Popen[str]":
         process = subprocess.Popen(
             [sys.executable, "-c", code, *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            user=user,
-            group=user,
-            extra_groups=[] if user is not None else None,
         )
         started.append(process)
         return process
@@ -110,8 +111,3 @@ def nobody_tmp() -> Iterator[Path]:
     os.chown(folder, NOBODY, NOBODY)
     yield folder
     shutil.rmtree(folder)
-
-
-def make_socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as made:
-        made.bind(str(path))
