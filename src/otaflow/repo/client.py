@@ -88,10 +88,8 @@ class _Client:
                 f"cannot fetch {target.path}: it has {target.length} bytes, this device takes {self._max_bytes}",
                 hint="`max_package_bytes` in [update] is the limit",
             )
-        # consistent snapshots: the file's name begins with its hash (TUF, section 5.7.2)
-        folder, slash, name = target.path.rpartition("/")
-        prefixed = f"{folder}{slash}{next(iter(target.hashes.values()))}.{name}"
-        url = self._server.url(f"targets/{quote(prefixed)}")
+        published = trust.published_path(self._folder, self._root, target.path, target.hashes)
+        url = self._server.url(f"targets/{published}")
         return self._server.download(url, self.path(target), target.length, target.hashes, progress)
 
     def trusted(self, path: Path) -> Target | None:

@@ -19,8 +19,8 @@ from typing import BinaryIO
 from otaflow.errors import InsufficientMemory, Offline, OtaflowError, RepositoryRefused
 from otaflow.files import fsync_folder, write_atomic
 
-Progress = Callable[[int, int], None]
-"""Called with the bytes that are there and the bytes there will be."""
+Progress = Callable[[int], None]
+"""Called with the number of bytes that are there."""
 
 CUTS = 20  # resumed within one call as long as each try brings something; the caller waits and retries beyond
 
@@ -52,7 +52,7 @@ def download(
     if is_file(into, length, hashes):
         return into
     into.parent.mkdir(parents=True, exist_ok=True)
-    part = _Part(into, url, length, hashes, progress or (lambda done, total: None))
+    part = _Part(into, url, length, hashes, progress or (lambda done: None))
     try:
         resumed = _receive(open_url, part)
         good = part.verifies()
@@ -157,7 +157,7 @@ def _receive(open_url: Open, part: _Part) -> bool:
     _check_room(part)
     for _ in range(CUTS):
         before = part.size()
-        part.progress(before, part.length)
+        part.progress(before)
         if before == part.length and part.path.exists():
             return resumed
         cut: OtaflowError | None = None
@@ -168,7 +168,7 @@ def _receive(open_url: Open, part: _Part) -> bool:
         except Offline as error:
             cut = error
         if part.size() == part.length and part.path.exists():
-            part.progress(part.length, part.length)
+            part.progress(part.length)
             return resumed
         if part.size() <= before:
             raise cut or Offline(f"cannot fetch {part.url}: the server ended it at byte {part.size()}")
@@ -238,7 +238,7 @@ def _write(answer: Answer, part: _Part, file: BinaryIO, start: int) -> None:
         while view:
             view = view[file.write(view) :]
         done += len(chunk)
-        part.progress(done, part.length)
+        part.progress(done)
 
 
 def _check_room(part: _Part) -> None:

@@ -1,8 +1,8 @@
 """A static HTTPS server for the demo and for small sites: a repository is files, so any web server does as well.
 
 On the standard library: its TLS sends the alert that tells a client which certificate is missing (asyncio, hence
-uvicorn, drops the connection without a word), and it starts in 50 ms. What http.server lacks is in `published.py`: Range,
-If-Range, ETag. Only `metadata/*.json` and `targets/…` are answered, nothing is listed.
+uvicorn, drops the connection without a word), and it starts in 50 ms. What http.server lacks is in `published.py`:
+Range, If-Range, ETag. Only `metadata/*.json` and `targets/…` are answered, nothing is listed.
 """
 
 import hmac

@@ -6,12 +6,20 @@ after a power cut would be the end of the protection against rollback. `load` ve
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import quote
 
 from tuf.api import exceptions
-from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp  # type: ignore[attr-defined]
+from tuf.api.metadata import (  # type: ignore[attr-defined]
+    Metadata,
+    Root,
+    Snapshot,
+    TargetFile,
+    Targets,
+    Timestamp,
+)
 from tuf.ngclient.config import UpdaterConfig
 from tuf.ngclient.fetcher import FetcherInterface
 from tuf.ngclient.updater import Updater
@@ -45,9 +53,10 @@ REASONS: dict[type[Exception], tuple[str, str]] = {
 }
 
 
-def refresh(folder: Path, root: bytes, url: str, fetch: Fetch, *, max_root_rotations: int = 256) -> None:
+def refresh(folder: Path, root: bytes, url: str, fetch: Fetch, wanted: str | None = None) -> TargetFile | None:
     """Bring the trusted metadata in `folder` up to date from `url`; `root` is the device's embedded one.
 
+    Returns the target with the path `wanted`, delegated ones included; None when there is none, or none is wanted.
     What was accepted before a failure stays accepted. RepositoryRefused says what did not verify; whatever `fetch`
     raises comes through; ConfigError when `root` is none.
     """
@@ -56,9 +65,10 @@ def refresh(folder: Path, root: bytes, url: str, fetch: Fetch, *, max_root_rotat
     folder.mkdir(parents=True, exist_ok=True)
     _copy(folder, work)
     try:
-        updater = _start(work, root, url, _Fetcher(fetch), max_root_rotations)
+        updater = _start(work, root, url, _Fetcher(fetch))
         try:
             updater.refresh()
+            return None if wanted is None else updater.get_targetinfo(wanted)
         except (exceptions.RepositoryError, exceptions.DownloadError) as error:
             raise explain(error) from error
         finally:
@@ -91,6 +101,19 @@ def load(folder: Path, root: bytes) -> Targets:
     return targets
 
 
+def published_path(folder: Path, root: bytes, path: str, hashes: Mapping[str, str]) -> str:
+    """The quoted path of a target below `targets/`: with consistent snapshots its name begins with a hash.
+
+    TUF, section 5.7.2. RepositoryRefused when the roots in `folder` do not hold.
+    """
+    try:
+        consistent = _load_roots(folder, root).consistent_snapshot
+    except exceptions.RepositoryError as error:
+        raise explain(error) from error
+    parent, slash, name = path.rpartition("/")
+    return quote(f"{parent}{slash}{next(iter(hashes.values()))}.{name}" if consistent else path)
+
+
 def explain(error: Exception) -> OtaflowError:
     """An error of python-tuf as one of ours, with the plain reason."""
     if isinstance(error, exceptions.DownloadHTTPError) and isinstance(error.__cause__, OtaflowError):
@@ -121,10 +144,9 @@ class _Fetcher(FetcherInterface):
             raise exceptions.DownloadHTTPError(str(error), 403) from error
 
 
-def _start(folder: Path, root: bytes, url: str, fetcher: FetcherInterface, rotations: int) -> Updater:
-    config = UpdaterConfig(max_root_rotations=rotations)
+def _start(folder: Path, root: bytes, url: str, fetcher: FetcherInterface) -> Updater:
     try:
-        return Updater(str(folder), url, fetcher=fetcher, config=config, bootstrap=root)
+        return Updater(str(folder), url, fetcher=fetcher, bootstrap=root)
     except exceptions.RepositoryError as error:
         raise ConfigError(
             f"cannot use the source's root: {error}", hint="`root` names the repository's 1.root.json, unchanged"
