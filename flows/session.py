@@ -156,7 +156,7 @@ class PrefectRuns:
     def _begin_phase(self, phase: Phase[..., Any], parameters: dict[str, Any]) -> Any:
         session = self.journal.session
         place = None
-        if "run" in session.notes:
+        if self.journal.state is not State.IDLE and "run" in session.notes:
             place = self.client.create_task_run(
                 _phase_place,
                 name=phase.name,
@@ -170,7 +170,7 @@ class PrefectRuns:
             name=f"{name}: {phase.name}",
             parameters=parameters,
             parent_task_run_id=place,
-            tags=["otaflow", f"device:{name}", f"session:{session.id}"],
+            tags=["otaflow", f"device:{name}", *([f"session:{session.id}"] if place else [])],
         )
         self.journal.note(durable=False, phase_run=str(run.id))
         return run

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
+Limits = Callable[[], tuple[int, float]]
+"""Retries after the first try, and seconds between two tries."""
+
 STEPS: dict[str, "Step[..., Any]"] = {}
 """Every step by its name in the journal; recovery finds the undo here."""
 
@@ -64,8 +67,8 @@ def worth_retrying(error: BaseException) -> bool:
 class Step(Generic[P, R]):
     """A step and its undo. `early` says that the undo must be done before the former system starts again."""
 
-    def __init__(self, do: Callable[P, R], title: str, retries: int, wait: float, early: bool, key: str) -> None:
-        self.do, self.title, self.retries, self.wait, self.early = do, title, retries, wait, early
+    def __init__(self, do: Callable[P, R], title: str, limits: Limits, early: bool, key: str) -> None:
+        self.do, self.title, self.limits, self.early = do, title, limits, early
         self.name = do.__name__
         self.key = key
         self.take_back: Callable[..., None] | None = None
@@ -80,9 +83,10 @@ class Step(Generic[P, R]):
         return function
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        retries, wait = self.limits()
         if in_flow_run():
-            return self.task(*args, **kwargs)
-        return _retrying(lambda: self.run(*args, **kwargs), self.retries, self.wait)
+            return self.task.with_options(retries=retries, retry_delay_seconds=wait)(*args, **kwargs)
+        return _retrying(lambda: self.run(*args, **kwargs), retries, wait)
 
     def run(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Do the step once, and record that it is done."""
@@ -110,7 +114,7 @@ class Step(Generic[P, R]):
                 if in_flow_run():
                     self.undo_task(intent.memory)
                 else:
-                    _retrying(lambda: self._take_back(intent.memory), self.retries, self.wait)
+                    _retrying(lambda: self._take_back(intent.memory), *self.limits())
         except Exception as error:
             device().journal.undo_failed(intent, str(error))
             raise UndoFailed(
@@ -143,8 +147,8 @@ class Step(Generic[P, R]):
         make = task(
             name=name,
             task_run_name=name,
-            retries=self.retries,
-            retry_delay_seconds=self.wait,
+            retries=self.limits()[0],
+            retry_delay_seconds=self.limits()[1],
             retry_condition_fn=lambda _task, _run, _state: self.last_error is None or worth_retrying(self.last_error),
             cache_policy=NO_CACHE,
             persist_result=False,
@@ -153,16 +157,23 @@ class Step(Generic[P, R]):
 
 
 def step(
-    title: str, *, retries: int = 0, wait: float = 1, early: bool = False, key: str = ""
+    title: str,
+    *,
+    retries: int = 0,
+    wait: float = 1,
+    limits: Limits | None = None,
+    early: bool = False,
+    key: str = "",
 ) -> Callable[[Callable[P, R]], Step[P, R]]:
     """Make a function a step called `title` in the UI.
 
-    `retries` and `wait` (seconds) hold for the undo too. `early`: its undo must be done before the former system
-    starts again. `key` names the keyword parameter that tells several calls in one phase apart.
+    `retries` and `wait` (seconds) hold for the undo too; `limits` gives both where the device's configuration says
+    them. `early`: its undo must be done before the former system starts again. `key` names the keyword parameter that
+    tells several calls in one phase apart.
     """
 
     def decorate(function: Callable[P, R]) -> Step[P, R]:
-        return Step(function, title, retries, wait, early, key)
+        return Step(function, title, limits or (lambda: (retries, wait)), early, key)
 
     return decorate
 

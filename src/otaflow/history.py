@@ -45,6 +45,6 @@ class History:
         versions = [
             Version.parse(record["version"])
             for record in self.read()
-            if record["name"] == name and record["resolution"] == ACTIVATED
+            if record.get("name") == name and record["resolution"] == ACTIVATED
         ]
         return str(max(versions)) if versions else None

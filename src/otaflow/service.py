@@ -23,7 +23,7 @@ from otaflow.platform.device import Device
 from otaflow.tasks.configuration import kept_main_name
 from otaflow.tasks.package import metadata_of
 from otaflow.tasks.slots import kept_name
-from otaflow.ucm.states import State
+from otaflow.ucm.states import RESTING, State
 from otaflow.ucm.table import TABLE
 
 log = logging.getLogger("otaflow.ucm")
@@ -70,7 +70,7 @@ class Ucm:
         self._fire("<ProcessSwPackage", what=action.title())
         self.journal.begin_action(action)
         try:
-            processed = self._run(*self._processing(action))
+            processed = self.run(*self._processing(action))
         except UndoFailed:
             raise
         except BaseException as error:
@@ -87,7 +87,7 @@ class Ucm:
         self._fire("<Activate")
         try:
             for action, processed in self._processed():
-                self._run(ACTIVATIONS[action.kind], {"processed": processed})
+                self.run(ACTIVATIONS[action.kind], {"processed": processed})
         except UndoFailed:
             raise
         except Exception as error:
@@ -105,7 +105,7 @@ class Ucm:
         Raises Restarting when the machine is going down, HealthCheckFailed when the system was rolled back.
         """
         try:
-            if not self._run(verify, {"checks": self._checks()}):
+            if not self.run(verify, {"checks": self._checks()}):
                 raise Restarting
         except Restarting:
             raise
@@ -157,13 +157,20 @@ class Ucm:
         if self.state in (State.ACTIVATED, State.ROLLED_BACK):
             self.finish()
 
+    def needs_recovery(self) -> bool:
+        """Whether a restart or a kill left something to be finished or taken back."""
+        if self.state in RESTING:
+            return self.state is not State.IDLE and bool(self.journal.session.notes.get("unattended", True))
+        return True
+
     def recover(self, *, verifies: bool = True) -> bool:
         """After a restart or a kill: finish or take back what was going on (design: recovery at boot).
 
         Returns whether there was anything to do. With `verifies` false a system on trial is left to who comes later.
         Raises what failed on the way, after the device is in order.
         """
-        was_resting = self.state in (State.IDLE, State.READY, State.ACTIVATED, State.ROLLED_BACK)
+        if not self.needs_recovery():
+            return False
         unattended = self.journal.session.notes.get("unattended", True)
         match self.state:
             case State.PROCESSING:
@@ -177,8 +184,6 @@ class Ucm:
                 self._roll_back()
             case State.CLEANING_UP:
                 self._clean_up(commits=self._commit_was_decided())
-        if was_resting and not (unattended and self.state is not State.IDLE):
-            return False
         if self.state is State.VERIFYING and not verifies:
             return True
         if unattended:
@@ -208,7 +213,8 @@ class Ucm:
         if self.runs:
             self.runs.publish(following, str(facts.get("error", "") or facts.get("what", "")))
 
-    def _run(self, phase: Phase[..., Any], parameters: dict[str, Any]) -> Any:
+    def run(self, phase: Phase[..., Any], parameters: dict[str, Any]) -> Any:
+        """Run a phase, as a flow run where Prefect is there; returns or raises what its story did."""
         self.journal.phase = phase.name
         if self.runs:
             return self.runs.run(phase, parameters)
@@ -259,7 +265,7 @@ class Ucm:
 
     def _roll_back(self) -> None:
         try:
-            if not self._run(roll_back, {}):
+            if not self.run(roll_back, {}):
                 raise Restarting
         except UndoFailed as error:
             self._fire("!RollingBackFailed", error=str(error))
@@ -274,9 +280,9 @@ class Ucm:
             self.journal.keep()
             kept = [kept_name(place) for place in session.processed]
             mains = [kept_main_name(p) for p in session.processed if session.actions[p].kind == "snapshot"]
-            self._run(commit, {"session": session.id, "kept": kept, "mains": mains})
+            self.run(commit, {"session": session.id, "kept": kept, "mains": mains})
         else:
-            self._run(revert, {"session": session.id})
+            self.run(revert, {"session": session.id})
         reverted = self._cleaning_came_from() == State.READY
         self._fire("$Success RevertProcessedSwPackages" if reverted else "$Success Finish")
 

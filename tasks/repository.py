@@ -1,0 +1,115 @@
+"""The boxes of the S16 chart up to the download: connect, certificate, login, repository, what is new, the package."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from otaflow import progress
+from otaflow.errors import AuthenticationFailed, RepositoryRefused
+from otaflow.platform.device import device
+from otaflow.repo.choice import Target
+from otaflow.repo.client import LocalRepository, Repository, open_archive, open_repository
+from otaflow.tasks.step import step
+
+AnyRepository = Repository | LocalRepository
+ARTIFACT_SECONDS = 1.0
+
+
+def open_source(source: str, archive: str = "") -> AnyRepository:
+    """The repository of the source called `source`, or the local repository package `archive` in its stead."""
+    config = device().config
+    return open_archive(config, Path(archive), source) if archive else open_repository(config, source)
+
+
+def _connect_limits() -> tuple[int, float]:
+    config = device().config
+    source = config.source()
+    return source.connect_tries - 1, source.connect_wait_seconds
+
+
+@step("connect", limits=_connect_limits)
+def connect(repository: AnyRepository) -> None:
+    """Reach the server; tried as often as the source's `connect_tries`, with its wait between. Raises Offline."""
+    repository.connect()
+
+
+@step("check ssl certificate")
+def check_certificate(repository: AnyRepository) -> str:
+    """Verify the server's certificate; returns whose it is. Raises CertificateRefused, which is never retried."""
+    certificate = repository.check_certificate()
+    return str(certificate.subject) if certificate else "no server: a local repository package"
+
+
+@step("authenticate")
+def authenticate(repository: AnyRepository) -> None:
+    """Log in to the server. Raises LoginRefused, which is never retried."""
+    repository.authenticate()
+
+
+@step("update package repository", retries=2)
+def update_package_repository(repository: AnyRepository) -> None:
+    """Refresh the signed metadata (TUF, section 5.3 to 5.6). Raises RepositoryRefused, which is never retried."""
+    repository.refresh()
+
+
+@step("find new packages")
+def find_new_packages(repository: AnyRepository) -> list[Target]:
+    """The packages that this device does not have, in the order in which they are installed."""
+    system = device().running_system()
+    return repository.new_packages(system.version, device().config.device.model, system.name)
+
+
+@step("download package", retries=2)
+def download_package(repository: AnyRepository, target: Target) -> str:
+    """Bring a package into the cache, going on where a cut left it, and verify it; returns its path."""
+    show = _Download(target)
+    return str(repository.download(target, show))
+
+
+@step("authenticate package")
+def authenticate_package(repository: AnyRepository, package: str) -> Target:
+    """The signed target that the file `package` is. AuthenticationFailed when it is none that this device trusts."""
+    if not Path(package).is_file():
+        raise AuthenticationFailed(f"cannot use the package {package}: there is no such file")
+    try:
+        target = repository.trusted(Path(package))
+    except RepositoryRefused as error:
+        raise AuthenticationFailed(f"cannot use the package {package}: {error}", hint=error.hint) from error
+    if target is None:
+        raise AuthenticationFailed(
+            f"cannot use the package {package}: it is not signed by a repository that this device trusts",
+            hint="`otaflow check` fetches the newest signatures; a local repository package (.nsr) brings its own",
+        )
+    return target
+
+
+class _Download:
+    """Shows how far a download is: to the listeners, and as a progress artifact where Prefect runs it."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.artifact: object | None = None
+        self.shown = 0.0
+
+    def __call__(self, done: int) -> None:
+        total = self.target.length
+        progress.tell("bytes", "download package", done=done, total=total)
+        if "prefect.context" in sys.modules and (done >= total or time.monotonic() - self.shown > ARTIFACT_SECONDS):
+            self.shown = time.monotonic()
+            self._show(100 * done / max(total, 1))
+
+    def _show(self, percent: float) -> None:
+        from prefect import artifacts
+        from prefect.context import TaskRunContext
+
+        if TaskRunContext.get() is None:
+            return
+        # `_sync`: a flow's loop runs in this thread, which would make these functions coroutines.
+        create: Any = artifacts.create_progress_artifact
+        renew: Any = artifacts.update_progress_artifact
+        if self.artifact is None:
+            about = f"download of {self.target.name} {self.target.version}"
+            self.artifact = create(progress=percent, key="download", description=about, _sync=True)
+        else:
+            renew(artifact_id=self.artifact, progress=percent, _sync=True)
