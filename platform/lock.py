@@ -18,7 +18,7 @@ from typing import NamedTuple
 from otaflow.errors import Locked
 from otaflow.platform import run
 
-KILL_SECONDS = 10.0
+KILL_SECONDS = 60.0  # a killed program may be inside a long call of the kernel, such as a btrfs commit
 POLL_SECONDS = 0.05
 
 

@@ -15,6 +15,7 @@ from otaflow.platform.describe import describe, tree_digest
 from otaflow.platform.directories import FolderTrees
 from otaflow.platform.fake import FakeBoot, FakeTrees, make_fake_slots
 from otaflow.platform.index_file import IndexFile
+from otaflow.platform.lock import DeviceLock
 from otaflow.platform.protocols import BootTarget, Trees
 from otaflow.platform.slots import TreeSlots
 
@@ -222,7 +223,9 @@ import sys
 from pathlib import Path
 from otaflow.platform.btrfs import BtrfsTrees
 from otaflow.platform.directories import FolderTrees
+from otaflow.platform.lock import DeviceLock
 from otaflow.platform.slots import TreeSlots
+DeviceLock(Path(sys.argv[4])).acquire()
 slots = TreeSlots(Path(sys.argv[1]), ("a", "b"), globals()[sys.argv[2]]())
 print("go", flush=True)
 while True:
@@ -234,22 +237,26 @@ while True:
 
 @pytest.mark.parametrize("moment", range(12))
 def test_killed_at_any_moment_put_back_restores(
-    moment: int, storage: tuple[Path, Trees], sample: Path, start_python
+    moment: int, storage: tuple[Path, Trees], sample: Path, tmp_path: Path, start_python
 ) -> None:
+    """The lock is taken before putting back: a killed process' programs may still be inside the kernel."""
     folder, trees = storage
     made = TreeSlots(folder / "slots", ("a", "b"), trees)
     trees.clone(sample, made.path("a"))
     if moment % 3:
         make_tree(trees, made.path("b"), "former")
     before = state(made)
-    process = start_python(COPY_FOR_EVER, folder / "slots", type(trees).__name__, "undo" if moment % 2 else "")
+    undo, lock = "undo" if moment % 2 else "", tmp_path / "lock"
+    process = start_python(COPY_FOR_EVER, folder / "slots", type(trees).__name__, undo, lock)
     assert process.stdout.readline() == "go\n"
     time.sleep(moment * 0.0043)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    for _ in range(2):
-        made.put_back("b", "one")
-        assert state(made) == before
+    with DeviceLock(lock):
+        for _ in range(2):
+            made.put_back("b", "one")
+            assert state(made) == before
+    assert sorted(os.listdir(folder / "slots")) == [".kept", *(name for name in "ab" if made.path(name).exists())]
     assert made.kept_names() == []
 
 
