@@ -237,9 +237,17 @@ def dump(metadata: Metadata) -> bytes:
     """The one text of `metadata`: YAML, its `files` as JSON with one entry a line, sorted. `parse` is its inverse."""
     import yaml
 
-    head = yaml.safe_dump(
-        metadata.model_dump(exclude={"files"}, exclude_none=True), sort_keys=False, allow_unicode=True, width=4096
+    class Dumper(yaml.SafeDumper):
+        """Quotes a text with NEL, LS or PS in a way that escapes them; by itself PyYAML writes NEL wrongly."""
+
+    Dumper.add_representer(
+        str,
+        lambda dumper, text: dumper.represent_scalar(
+            "tag:yaml.org,2002:str", text, style='"' if _NOT_YAML.search(text) else None
+        ),
     )
+    values = metadata.model_dump(exclude={"files"}, exclude_none=True)
+    head = yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=4096)
     lines = [f"  {_json(name)}: {_json(metadata.files[name].model_dump())}" for name in sorted(metadata.files)]
     return (head + "files: {\n" + ",\n".join(lines) + "\n}\n").encode()
 
