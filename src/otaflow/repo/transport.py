@@ -33,7 +33,6 @@ from otaflow.repo.download import Answer, Missing, Progress, download
 
 # A server that sends less than this for longer than the time limit is as good as none (TUF, slow retrieval).
 MINIMUM_RATE = 512  # bytes a second
-CHUNK = 256 * 1024  # bytes
 REDIRECTS = 5
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 BUSY = {408, 425, 429, 500, 502, 503, 504}
@@ -160,7 +159,7 @@ class Transport:
     def _read(self, response: httpx.Response, url: str) -> Iterator[bytes]:
         start, received = time.monotonic(), 0
         try:
-            for chunk in response.iter_raw(CHUNK):
+            for chunk in response.iter_raw():
                 received += len(chunk)
                 yield chunk
                 if received < (time.monotonic() - start - self.timeout) * MINIMUM_RATE:
