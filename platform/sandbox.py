@@ -22,6 +22,7 @@ from otaflow.platform.run import CANCELLED, TIMED_OUT, require_program, run
 __all__ = ["CANCELLED", "TIMED_OUT", "end_left_over", "enforced", "run_program"]
 
 MARK = "OTAFLOW_RUN"
+QUIET_LOOKS = 3
 NAMESPACES = [
     "unshare",
     *("--mount", "--pid", "--ipc", "--fork", "--kill-child=KILL", "--mount-proc", "--propagation", "private", "--"),
@@ -140,8 +141,11 @@ def _run_marked(argv: Sequence[str | Path], cwd: Path, env: Mapping[str, str], b
 
 def kill_marked(mark: str, seconds: float = 5.0) -> None:
     """SIGKILL every process of ours that was started with the mark, and those it starts meanwhile."""
-    deadline = time.monotonic() + seconds
-    while (left := _find_marked(mark)) and time.monotonic() < deadline:
+    deadline, quiet = time.monotonic() + seconds, 0
+    # a process has no readable environment for the moment in which it starts a program: one quiet look is not enough
+    while quiet < QUIET_LOOKS and time.monotonic() < deadline:
+        left = _find_marked(mark)
+        quiet = 0 if left else quiet + 1
         for pid in left:
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
