@@ -24,7 +24,7 @@ from contextvars import ContextVar
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
 
-from otaflow import progress
+from otaflow import fault, progress
 from otaflow.errors import Refused, UcmError, UndoFailed
 from otaflow.journal import Intent, Journal
 from otaflow.platform.device import device
@@ -95,9 +95,12 @@ class Step(Generic[P, R]):
         started = time.monotonic()
         progress.tell("step", self.title, step=self.name)
         try:
+            fault.point(f"{self.name}.before")
             result = self.do(*args, **kwargs)
+            fault.point(f"{self.name}.acted")
             if call.intent:
                 call.journal.finish(call.intent)
+            fault.point(f"{self.name}.done")
         except BaseException as error:
             self.last_error = error
             progress.tell("failed", self.title, step=self.name, error=str(error))
@@ -122,12 +125,15 @@ class Step(Generic[P, R]):
                 hint="the journal holds what is needed: `otaflow recover` tries again",
             ) from error
         device().journal.undone(intent)
+        fault.point(f"undo.{self.name}.done")
         progress.tell("undone", self.title, step=self.name)
 
     def _take_back(self, memory: dict[str, Any]) -> None:
         assert self.take_back is not None
         progress.tell("undo", self.title, step=self.name)
+        fault.point(f"undo.{self.name}.before")
         self.take_back(**memory)
+        fault.point(f"undo.{self.name}.acted")
 
     @cached_property
     def task(self) -> "Task[P, R]":

@@ -9,7 +9,7 @@ import errno
 import logging
 from typing import Any, Protocol
 
-from otaflow import errors, history, progress
+from otaflow import errors, fault, history, progress
 from otaflow.action import NAMES, Action
 from otaflow.errors import HealthCheckFailed, OtaflowError, UcmError, UndoFailed
 from otaflow.flows.activate import activate_backup, activate_slot, activate_snapshot, activate_update
@@ -208,7 +208,10 @@ class Ucm:
         following = row.resolve(processed=others)
         if following is self.state and not facts:
             return
+        origin = self.state
+        fault.point(f"{event} {origin}.before")
         self.journal.transition(event, following, **facts)
+        fault.point(f"{event} {origin}.after")
         progress.tell("state", following, event=event, **facts)
         if self.runs:
             self.runs.publish(following, str(facts.get("error", "") or facts.get("what", "")))

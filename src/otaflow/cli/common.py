@@ -1,7 +1,6 @@
 """What the device's commands share: the parameters, the opened device, the connection to Prefect, the output."""
 
 import json
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -72,19 +71,14 @@ def connect_prefect(device: Device) -> "PrefectRuns":
 
 
 def prepare_prefect() -> None:
-    """Settings that hold unless the user set them: no telemetry from a device, no log lines between our own."""
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "ERROR")
-    os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-    import prefect  # noqa: F401  (its logging is set up on import, and is tuned after it)
+    """Settings that hold unless the user set them: no telemetry from a device, no log lines between our own.
 
-    for name in ("prefect.task_runs", "prefect.flow_runs"):
-        # A failure is told once, by us; with its trace it is in the run's logs on the server.
-        for handler in logging.getLogger(name).handlers:
-            if type(handler).__name__ == "PrefectConsoleHandler":
-                handler.setLevel(logging.CRITICAL)
+    A failure is told once, by us; with its trace it is in the run's logs on the server.
+    """
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    if "PREFECT_LOGGING_LEVEL" not in os.environ:
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
 
 class ProcessingLog:
