@@ -1,6 +1,8 @@
 """The command line: one small module for each group of commands, loaded when it is called."""
 
+import signal
 import sys
+from types import FrameType
 
 import cyclopts
 
@@ -44,7 +46,11 @@ for group, commands in COMMANDS.items():
 
 
 def main() -> None:
-    """Run the command of `sys.argv`; exit 0 when it did what was asked, 1 with the reason on stderr, 130 on Ctrl-C."""
+    """Run the command of `sys.argv`; exit 0 when it did what was asked, 1 with the reason on stderr.
+
+    Ctrl-C (exit 130) and SIGTERM (exit 143) take back what was begun, as a failure does.
+    """
+    signal.signal(signal.SIGTERM, _stop)
     try:
         app(sys.argv[1:])
     except OtaflowError as error:
@@ -58,3 +64,8 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    """SIGTERM as an exception: undo and exit handlers run (Prefect's embedded server is one of them)."""
+    sys.exit(143)

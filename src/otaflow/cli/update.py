@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from otaflow import history
 from otaflow.action import Action
 from otaflow.cli.common import ConfigFile, Json, Source, load_device, print_json, working
-from otaflow.errors import HealthCheckFailed, NothingToRollback, OtaflowError
+from otaflow.errors import HealthCheckFailed, Locked, NothingToRollback, Offline, OtaflowError
 from otaflow.platform.device import Device
 
 if TYPE_CHECKING:
@@ -56,7 +56,12 @@ def update(
     """
     device = load_device(config, source)
     installed: list[str] = []
-    with _reporting(device, json, installed), working(device, view=not json) as (ucm, _):
+    asked = file.name if file else "check"
+    with (
+        _reporting(device, json, installed),
+        _recorded(device, asked, of=Locked),
+        working(device, view=not json) as (ucm, _),
+    ):
         _go_on(ucm)
         for action in _find_actions(ucm, device, file, down):
             ucm.install(action)
@@ -278,11 +283,13 @@ def _reporting(device: Device, json: bool, done: list[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _recorded(device: Device, name: str, version: str = "") -> Iterator[None]:
-    """Put what is refused before a session begins into the history."""
+def _recorded(device: Device, name: str, version: str = "", *, of: type[OtaflowError] = OtaflowError) -> Iterator[None]:
+    """Put what is refused before a session begins into the history. To be offline is no event of a device's life."""
     try:
         yield
-    except OtaflowError as error:
+    except Offline:
+        raise
+    except of as error:
         device.history.add(
             name=name,
             version=version or "unknown",
