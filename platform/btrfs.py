@@ -62,9 +62,9 @@ def is_subvolume(path: Path) -> bool:
 
 
 def _copy_folder(source: Path, new: Path, *, read_only: bool) -> None:
-    """A plain folder cannot be snapshotted: its files go into a new subvolume, their data is shared."""
+    """A plain folder cannot be snapshotted: its files go into a new subvolume, data shared where it can be."""
     _btrfs("subvolume", "create", new)
-    copy: list[str | Path] = ["cp", "-a", "--one-file-system", "--reflink=always", "--no-target-directory", source, new]
+    copy: list[str | Path] = ["cp", "-a", "--one-file-system", "--reflink=auto", "--no-target-directory", source, new]
     run(copy, timeout=TIMEOUT)
     sync_file_system(new)
     if read_only:
