@@ -9,8 +9,8 @@ import re
 import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 from urllib.parse import unquote
 
 from otaflow.errors import OtaflowError, RepositoryRefused
@@ -30,7 +30,7 @@ class Archive:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file: BinaryIO = path.open("rb")
+            self._file = path.open("rb", buffering=0)
         except OSError as error:
             raise OtaflowError(
                 f"cannot read the repository package {path}: {error.strerror}",
@@ -103,7 +103,7 @@ class Archive:
 class _Headers:
     """The archive for tarfile's eyes: seekable, and reads bounded to what headers need."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: FileIO) -> None:
         self._file, self._left = file, HEADERS
         self.seek, self.tell = file.seek, file.tell
 
@@ -114,7 +114,7 @@ class _Headers:
         return self._file.read(size)
 
 
-def _index(file: BinaryIO, path: Path) -> dict[str, tuple[int, int]]:
+def _index(file: FileIO, path: Path) -> dict[str, tuple[int, int]]:
     """Name → offset and size in bytes, of every member."""
     end = os.fstat(file.fileno()).st_size
     places: dict[str, tuple[int, int]] = {}

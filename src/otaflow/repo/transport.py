@@ -51,11 +51,14 @@ class Transport:
     """Everything that is asked of one source's server. ConfigError when its certificates or token cannot be read."""
 
     def __init__(self, source: Source) -> None:
-        url = urlsplit(source.url)
+        try:
+            url = urlsplit(source.url)
+            self.host, self.port = url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
+        except ValueError as error:
+            raise ConfigError(f"cannot use {source.url}: {error}", hint="check the source's url") from error
         if url.scheme != "https" and not (url.scheme == "http" and url.hostname in LOOPBACK):
             raise ConfigError(f"cannot use {source.url}: a repository is asked over https only")
         self.base = source.url.rstrip("/")
-        self.host, self.port = url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
         self.timeout = source.timeout_seconds
         self._origin = _origin(source.url)
         self._token_file = source.token_file
@@ -126,7 +129,7 @@ class Transport:
                 )
             with self._ask(url, headers or {}) as response:
                 if response.has_redirect_location:
-                    url = urljoin(url, response.headers["location"])
+                    url = _join(url, response.headers["location"])
                     continue
                 self._accept(response, url)
                 yield Answer(response.status_code, response.headers, self._read(response, url))
@@ -227,6 +230,13 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
         return parts.scheme, parts.hostname, parts.port or {"https": 443, "http": 80}.get(parts.scheme)
     except ValueError:
         return parts.scheme, None, None
+
+
+def _join(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise RepositoryRefused(f"cannot fetch {url}: the server redirects to {location!r}: {error}") from error
 
 
 def _tls_context(source: Source) -> ssl.SSLContext:
