@@ -2,6 +2,7 @@
 
 import shutil
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from otaflow.history import ACTIVATED
 from otaflow.platform.backups import Entry
@@ -9,12 +10,39 @@ from otaflow.platform.device import device
 from otaflow.tasks.backups import remove_full, remove_snapshot
 from otaflow.tasks.step import step
 
+KEPT_LOGS = 200
+CACHE_DAYS = 30
+
 
 @step("remove temporary files", retries=2)
 def remove_temporary(session: str) -> None:
     """Remove what the session extracted into the cache."""
     for folder in (device().cache / "extracted").glob(f"{session}-*"):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@step("remove package from cache", retries=2)
+def remove_cached(package: str) -> None:
+    """Remove a package that is installed, if it is in the cache; a file that somebody handed in is theirs."""
+    path = Path(package)
+    if path.parent == device().cache / "packages":
+        path.unlink(missing_ok=True)
+
+
+@step("remove old logs and packages", retries=1)
+def remove_old_files() -> None:
+    """Keep the newest processing logs only, and no package in the cache that nobody installed for a month."""
+    logs = sorted(device().logs.glob("*.log"), key=_age)
+    for log in logs[:-KEPT_LOGS]:
+        log.unlink(missing_ok=True)
+    limit = (datetime.now(UTC) - timedelta(days=CACHE_DAYS)).timestamp()
+    for file in (device().cache / "packages").glob("*"):
+        if _age(file) < limit:
+            file.unlink(missing_ok=True)
+
+
+def _age(path: Path) -> float:
+    return path.stat().st_mtime
 
 
 @step("find expired backups", retries=1)

@@ -48,7 +48,6 @@ class Boot(Section):
     kind: Literal["index-file"] = "index-file"
     index: Path = Path("index.json")
     restart: Literal["switch"] | list[str] = "switch"
-    tries: int = Field(default=3, ge=1)
 
 
 class Main(Section):
@@ -136,6 +135,20 @@ class Config(Section):
     health: Health = Health()
     update: Update = Update()
     sources: Annotated[dict[str, Source], Field(max_length=16)] = {}
+
+    @model_validator(mode="after")
+    def _state_is_outside_main(self) -> "Config":
+        """What is in the main partition goes back with its snapshot: never the journal, the slots or the backups."""
+        for name, path in (
+            ("slots.path", self.slots.path),
+            ("boot.index", self.boot.index),
+            ("backups.path", self.backups.path),
+            ("cache.path", self.cache.path),
+            ("nvm.path", self.nvm.path),
+        ):
+            if self.main.path in (path, *path.parents):
+                raise ValueError(f"{name} is inside main.path, whose snapshots would take it along")
+        return self
 
     def path(self, relative: Path) -> Path:
         """`relative`, seen from the device's root."""

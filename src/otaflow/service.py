@@ -283,7 +283,9 @@ class Ucm:
             self.journal.keep()
             kept = [kept_name(place) for place in session.processed]
             mains = [kept_main_name(p) for p in session.processed if session.actions[p].kind == "snapshot"]
-            self.run(commit, {"session": session.id, "kept": kept, "mains": mains})
+            packages = [session.actions[p].package for p in session.processed if session.actions[p].package]
+            parameters = {"session": session.id, "kept": kept, "mains": mains, "packages": packages}
+            self.run(commit, parameters)
         else:
             self.run(revert, {"session": session.id})
         reverted = self._cleaning_came_from() == State.READY
