@@ -7,9 +7,9 @@ from otaflow.tasks.configuration import restore_configuration, restore_main
 
 
 @phase("activate")
-def activate_update(processed: Processed) -> None:
-    """Make the updated slot the one that boots next."""
-    check_dependencies(processed["folder"])
+def activate_update(processed: Processed, folders: list[str]) -> None:
+    """Make the updated slot the one that boots next; `folders` hold all packages of the session."""
+    check_dependencies(folders)
     flip_slot(processed["target"], processed["generation"])
 
 

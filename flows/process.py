@@ -11,14 +11,17 @@ Processed = dict[str, str]
 
 
 @phase("process")
-def process(package: str, direction: str, version: str, update_number: int, spare: str) -> Processed:
-    """Put a package into the spare slot (spec/update-processes.md, steps 1-8)."""
+def process(package: str, direction: str, version: str, update_number: int, base: str, spare: str) -> Processed:
+    """Put a package into the spare slot (spec/update-processes.md, steps 1-8).
+
+    `base` is the slot that is copied: the running one, or the spare one when a former package of the session is in it.
+    """
     folder = extract_package(package)
-    check_metadata(folder, direction)
+    check_metadata(folder, direction, base)
     active = find_active_slot()
-    copy_active_slot(active, spare)
+    copy_active_slot(base, spare)
     backup = back_up_incremental(active)
     back_up_full(backup)
     snapshot_main_partition(backup)
-    generation = run_update_program(folder, direction, spare, backup, version, update_number)
+    generation = run_update_program(folder, direction, base, spare, backup, version, update_number)
     return {"target": spare, "generation": generation, "folder": folder, "backup": backup}

@@ -3,6 +3,7 @@
 A step reaches it with `device()`; one process works on one device at a time.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -35,6 +36,8 @@ class Device:
         self.history = History(self.nvm / "history")
         self.lock = DeviceLock(self.nvm / "lock")
         self.boots = Boots(self.nvm / "boots.json")
+        self.stop_work = threading.Event()
+        """Set by Cancel, and by a Rollback while Verifying: the working phase ends at its next look at it."""
 
     @cached_property
     def journal(self) -> Journal:

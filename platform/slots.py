@@ -34,13 +34,13 @@ class TreeSlots:
         return self._root / slot
 
     def copy(self, source: str, target: str, kept: str) -> None:
-        if source == target:
-            raise OtaflowError(f"cannot copy the slot {source!r} to itself")
         self.fill(self.path(source), target, kept)
 
     def fill(self, source: Path, target: str, kept: str) -> None:
         content, aside, marker = self.path(target), self._aside(kept), self._marker(kept)
-        if not source.is_dir():
+        if source == content:
+            source = aside  # the content goes on from what it is: what is kept is what is copied
+        elif not source.is_dir():
             raise OtaflowError(f"cannot fill the slot {target!r} from {source}: there is no such tree")
         aside.parent.mkdir(parents=True, exist_ok=True)
         if not aside.exists() and not marker.exists():

@@ -11,16 +11,19 @@ from otaflow.ucm.states import State
 
 
 @step("check dependencies", retries=1)
-def check_dependencies(folder: str) -> None:
-    """Check the package's dependencies and conflicts over all clusters as they would be. Changes nothing.
+def check_dependencies(folders: list[str]) -> None:
+    """Check dependencies and conflicts of all packages of the session over the clusters as they would be.
 
+    `folders` are the extracted packages, in their order. Changes nothing.
     Raises MissingDependencies; ErrorNoValidProcessing when what was processed is gone.
     """
     try:
-        metadata = metadata_of(folder)
+        packages = [metadata_of(folder) for folder in folders]
     except OSError as error:
         raise ErrorNoValidProcessing(f"cannot activate: the processed package is gone ({error})") from error
-    rules.check_dependencies(metadata, {metadata.name: metadata.version})
+    clusters = {metadata.name: metadata.version for metadata in packages}
+    for metadata in packages:
+        rules.check_dependencies(metadata, clusters)
 
 
 @step("flip slot", retries=2, early=True)

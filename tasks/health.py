@@ -1,6 +1,5 @@
 """Proving a system healthy: the checks of its package and of the device's own configuration."""
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ from otaflow import progress
 from otaflow.errors import CommandFailed, HealthCheckFailed
 from otaflow.platform.device import device
 from otaflow.platform.run import run
-from otaflow.tasks.step import step
+from otaflow.tasks.step import step, stop_if_asked
 
 
 @step("check health")
@@ -39,8 +38,8 @@ def _own_checks() -> list[dict[str, Any]]:
 def _check(check: dict[str, Any]) -> None:
     why = ""
     for attempt in range(check["tries"]):
-        if attempt:
-            time.sleep(check["wait_seconds"])
+        if attempt and device().stop_work.wait(check["wait_seconds"]):
+            stop_if_asked()
         try:
             _run(check["command"], check["timeout_seconds"])
         except CommandFailed as error:
@@ -58,4 +57,5 @@ def _run(command: list[str], timeout: float) -> None:
     own = slot / command[0]
     program = str(own) if not Path(command[0]).is_absolute() and own.is_file() else command[0]
     environment = {"OTAFLOW_SLOT": str(slot), "OTAFLOW_ETC": str(here.configuration)}
-    run([program, *command[1:]], timeout=timeout, cwd=slot, env=environment)
+    cancelled = here.stop_work.is_set
+    run([program, *command[1:]], timeout=timeout, cwd=slot, env=environment, cancelled=cancelled)

@@ -10,7 +10,8 @@ from otaflow.package import rules
 from otaflow.package.extract import extract
 from otaflow.package.metadata import Metadata, parse
 from otaflow.platform.device import device
-from otaflow.tasks.step import remember, step
+from otaflow.platform.labels import read_label
+from otaflow.tasks.step import remember, step, stop_if_asked
 
 
 @step("extract package", retries=2)
@@ -22,7 +23,12 @@ def extract_package(package: str) -> str:
     folder.parent.mkdir(parents=True, exist_ok=True)
     if not Path(package).is_file():
         raise PackageInconsistent(f"cannot use the package {package}: there is no such file", hint="fetch it again")
-    extract(Path(package), folder, progress=lambda done: progress.tell("bytes", "extract package", done=done))
+
+    def show(done: int) -> None:
+        stop_if_asked()
+        progress.tell("bytes", "extract package", done=done)
+
+    extract(Path(package), folder, progress=show)
     return str(folder)
 
 
@@ -33,10 +39,10 @@ def remove_extracted(folder: str) -> None:
 
 
 @step("check metadata", retries=2)
-def check_metadata(folder: str, direction: str) -> None:
-    """Refuse a package that does not fit this system, or has no room on it. Changes nothing."""
+def check_metadata(folder: str, direction: str, base: str) -> None:
+    """Refuse a package that does not fit the system in slot `base`, or has no room on it. Changes nothing."""
     metadata = metadata_of(folder)
-    system = device().running_system()
+    system = read_label(device().slots.path(base))
     if direction == "down":
         rules.check_removable(metadata, name=system.name, version=system.version)
         return

@@ -12,22 +12,25 @@ from otaflow import progress
 from otaflow.errors import ProcessedSoftwarePackageInconsistent
 from otaflow.platform import sandbox
 from otaflow.platform.device import device
-from otaflow.platform.labels import Label, write_label
+from otaflow.platform.labels import Label, read_label, write_label
 from otaflow.tasks.configuration import bring_configuration
 from otaflow.tasks.package import metadata_of
-from otaflow.tasks.step import remember, step
+from otaflow.tasks.step import remember, step, stop_if_asked
 
 
 @step("run update program", early=True)
-def run_update_program(folder: str, direction: str, spare: str, backup: str, version: str, update_number: int) -> str:
+def run_update_program(
+    folder: str, direction: str, base: str, spare: str, backup: str, version: str, update_number: int
+) -> str:
     """Run `update up` or `update down` on the spare slot, then label the slot; returns the new content's generation.
 
-    It is not retried: on a slot that it changed half, the program could not be expected to do right.
-    Raises ProcessedSoftwarePackageInconsistent when it fails or takes too long.
+    `base` is the slot whose version it starts from: the running one, or the spare slot itself when a former package of
+    the session is in it. It is not retried: on a slot that it changed half, the program could not be expected to do
+    right. Raises ProcessedSoftwarePackageInconsistent when it fails or takes too long.
     """
     here = device()
     remember(backup=backup)
-    before = here.running_system()
+    before = read_label(here.slots.path(base))
     _lay_out_history(Path(folder))
     _run(Path(folder), direction, spare, before.version, version)
     label = Label(metadata_of(folder).name, version, update_number, generation=uuid4().hex)
@@ -75,7 +78,9 @@ def _run(folder: Path, direction: str, spare: str, version_from: str, version_to
         writable=[slot, here.configuration, folder],
         protected=[here.root],
         output=output,
+        cancelled=here.stop_work.is_set,
     )
+    stop_if_asked()
     if code:
         last = f"; its last words: {lines[-1]}" if lines else ""
         why = f"it did not end within {timeout:g} s" if code == sandbox.TIMED_OUT else f"it ended with exit code {code}"

@@ -16,10 +16,13 @@ def find_active_slot() -> str:
 
 
 @step("copy active slot", retries=2)
-def copy_active_slot(active: str, spare: str) -> None:
-    """Make the spare slot a copy of the running one."""
+def copy_active_slot(base: str, spare: str) -> None:
+    """Make the spare slot a copy of the running one.
+
+    `base` is the spare slot itself when a former package of the session is in it: the next one goes on from there.
+    """
     memory = remember(spare=spare, kept=kept_name())
-    device().slots.copy(active, spare, memory["kept"])
+    device().slots.copy(base, spare, memory["kept"])
 
 
 @copy_active_slot.undo

@@ -25,7 +25,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
 
 from otaflow import fault, progress
-from otaflow.errors import Refused, UcmError, UndoFailed
+from otaflow.errors import ProcessSwPackageCancelled, Refused, UcmError, UndoFailed
 from otaflow.journal import Intent, Journal
 from otaflow.platform.device import device
 
@@ -95,6 +95,7 @@ class Step(Generic[P, R]):
         started = time.monotonic()
         progress.tell("step", self.title, step=self.name)
         try:
+            stop_if_asked()
             fault.point(f"{self.name}.before")
             result = self.do(*args, **kwargs)
             fault.point(f"{self.name}.acted")
@@ -160,6 +161,12 @@ class Step(Generic[P, R]):
             persist_result=False,
         )
         return make(function)
+
+
+def stop_if_asked() -> None:
+    """End the work here when Cancel, or a Rollback while Verifying, asks for it. Raises ProcessSwPackageCancelled."""
+    if device().stop_work.is_set():
+        raise ProcessSwPackageCancelled("the work was stopped as a client asked for")
 
 
 def step(

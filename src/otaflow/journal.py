@@ -12,6 +12,7 @@ At boot the journal is the truth. Its records, in the order in which they may ap
 An intent is *open* until it is undone or kept. Only the process that holds the device's lock may append.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -81,6 +82,8 @@ class Journal:
         """
         self.file = RecordFile(path)
         self.boots = boots
+        self._writing = threading.RLock()
+        """An event of a client is recorded while a step of the worker records its own."""
         self.state = State.IDLE
         self.session = Session()
         self.phase = ""
@@ -177,8 +180,9 @@ class Journal:
     # --- inside ---------------------------------------------------------------------------------------------------
 
     def _append(self, record: Record, *, durable: bool = True) -> None:
-        self.file.append(record, durable=durable)
-        self._apply(record)
+        with self._writing:
+            self.file.append(record, durable=durable)
+            self._apply(record)
 
     def _apply(self, record: Record) -> None:
         session = self.session

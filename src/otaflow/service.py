@@ -7,6 +7,8 @@ is answered. Who calls (command line, deployed flow, interface) passes through h
 
 import errno
 import logging
+import threading
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from otaflow import errors, fault, history, progress
@@ -47,6 +49,14 @@ class Runs(Protocol):
         """Run a phase as a flow run, and return or raise what the story did."""
 
 
+Work = Callable[[], None]
+"""What is left to do of a client's call once the state has changed; it raises what the call answers with."""
+
+
+class Superseded(Exception):
+    """The verification was ended by a client's Rollback, which goes on from here."""
+
+
 class Restarting(Exception):
     """The machine is going down; the session goes on when it is up again."""
 
@@ -58,6 +68,8 @@ class Ucm:
         self.device = device
         self.journal = device.journal
         self.runs = runs
+        self.deciding = threading.RLock()
+        """Held from asking the table until the new state is durable: clients call while a phase works."""
 
     @property
     def state(self) -> State:
@@ -67,15 +79,33 @@ class Ucm:
 
     def process(self, action: Action) -> None:
         """ProcessSwPackage: prepare `action` in the spare slot. Answers on Ready; raises what went wrong."""
-        self._fire("<ProcessSwPackage", what=action.title())
-        self.journal.begin_action(action)
+        self.begin_process(action)()
+
+    def begin_process(self, action: Action) -> Work:
+        """Enter Processing, or refuse; returns the rest of the work."""
+        with self.deciding:
+            self._fire("<ProcessSwPackage", what=action.title())
+            self.device.stop_work.clear()
+            self.journal.begin_action(action)
+        return lambda: self._process(action)
+
+    def cancel(self) -> None:
+        """Cancel: ask the processing to stop. It answers when it has: see `begin_process`'s work."""
+        with self.deciding:
+            self._fire("<Cancel")
+            self.device.stop_work.set()
+
+    def _process(self, action: Action) -> None:
         try:
+            if action.facts.get("refused"):
+                raise errors.InvalidTransferId(str(action.facts["refused"]))
             processed = self.run(*self._processing(action))
         except UndoFailed:
             raise
         except BaseException as error:
             refusal = as_ucm_error(error)
             self._record(action, history.FAILED, error=refusal)
+            self.device.stop_work.clear()
             self._fire(f"!{_TABLE_NAMES.get(refusal.name, refusal.name)}", error=str(refusal))
             if refusal is error or not isinstance(error, Exception):
                 raise
@@ -84,10 +114,18 @@ class Ucm:
 
     def activate(self) -> None:
         """Activate: check dependencies and change the boot target. Answers on entering Verifying."""
-        self._fire("<Activate")
+        self.begin_activate()()
+
+    def begin_activate(self) -> Work:
+        """Enter Activating, or refuse; returns the rest of the work."""
+        with self.deciding:
+            self._fire("<Activate")
+            self.device.stop_work.clear()
+        return self._activate
+
+    def _activate(self) -> None:
         try:
-            for action, processed in self._processed():
-                self.run(ACTIVATIONS[action.kind], {"processed": processed})
+            self.run(*self._activation())
         except UndoFailed:
             raise
         except Exception as error:
@@ -102,7 +140,8 @@ class Ucm:
     def verify(self) -> None:
         """The trial: restart, and check the system's health; then Activated, or the automatic rollback.
 
-        Raises Restarting when the machine is going down, HealthCheckFailed when the system was rolled back.
+        Raises Restarting when the machine is going down, HealthCheckFailed when the system was rolled back, Superseded
+        when a client's Rollback came in between.
         """
         try:
             if not self.run(verify, {"checks": self._checks()}):
@@ -111,30 +150,63 @@ class Ucm:
             raise
         except Exception as error:
             failure = error if isinstance(error, HealthCheckFailed) else HealthCheckFailed(f"cannot verify: {error}")
-            for action, _ in self._processed():
-                self._record(action, history.VERIFICATION_FAILED, error=failure)
-            self._fire("!Fail", error=str(failure))
+            with self.deciding:
+                self._refuse_superseded()
+                for action, _ in self._processed():
+                    self._record(action, history.VERIFICATION_FAILED, error=failure)
+                self._fire("!Fail", error=str(failure))
             self._roll_back()
             raise failure from error
-        self._fire("$Success")
+        with self.deciding:
+            self._refuse_superseded()
+            self._fire("$Success")
 
     def rollback(self) -> None:
         """Rollback: bring the former system back, from Verifying or Activated. Answers on Rolled-back."""
-        self._fire("<Rollback")
-        for action, _ in self._processed():
-            self._record(action, history.ROLLED_BACK)
-        self._roll_back()
+        self.begin_rollback()()
+
+    def begin_rollback(self) -> Work:
+        """Enter Rolling-back, or refuse; a verification that is going on is stopped. Returns the rest of the work."""
+        with self.deciding:
+            origin = self.state
+            self._fire("<Rollback")
+            self.device.stop_work.set()
+        return lambda: self._roll_back(origin)
 
     def finish(self) -> None:
         """Finish: keep the new system (from Activated), or put the rolled-back one in order. Answers on Idle."""
-        rolled_back = self.state is State.ROLLED_BACK
-        self._fire("<Finish")
-        self._clean_up(commits=not rolled_back)
+        self.begin_finish()()
+
+    def begin_finish(self) -> Work:
+        """Enter Cleaning-Up, or refuse; returns the rest of the work."""
+        with self.deciding:
+            rolled_back = self.state is State.ROLLED_BACK
+            self._fire("<Finish")
+            self.device.stop_work.clear()
+        return lambda: self._clean_up(commits=not rolled_back)
 
     def revert(self) -> None:
-        """RevertProcessedSwPackages: give up what was processed. Answers on Idle, or raises and stays Ready."""
-        self._fire("<RevertProcessedSwPackages")
-        self._clean_up(commits=False)
+        """RevertProcessedSwPackages: give up what was processed. Answers on Idle, or raises and is Ready again."""
+        self.begin_revert()()
+
+    def begin_revert(self) -> Work:
+        """Enter Cleaning-Up, or refuse; returns the rest of the work."""
+        with self.deciding:
+            self._fire("<RevertProcessedSwPackages")
+            self.device.stop_work.clear()
+        return self._revert
+
+    def _revert(self) -> None:
+        if not self.journal.session.processed:
+            self._refuse_revert(errors.NothingToRevert("cannot revert: nothing is processed"))
+        try:
+            self._clean_up(commits=False)
+        except UndoFailed as error:
+            self._refuse_revert(errors.NotAbleToRevertPackages(f"cannot revert: {error}", hint=error.hint))
+
+    def _refuse_revert(self, error: UcmError) -> None:
+        self._fire(f"!{error.name} (for RevertProcessedSwPackages)", error=str(error))
+        raise error
 
     # --- a whole update, for the one-shot commands ----------------------------------------------------------------
 
@@ -171,6 +243,7 @@ class Ucm:
         """
         if not self.needs_recovery():
             return False
+        self.device.stop_work.clear()
         unattended = self.journal.session.notes.get("unattended", True)
         match self.state:
             case State.PROCESSING:
@@ -179,9 +252,8 @@ class Ucm:
                 self._recover_activating()
             case State.ROLLING_BACK:
                 self._roll_back()
-            case State.ROLLING_BACK_FAILED:
-                self._fire("<Rollback")
-                self._roll_back()
+            case State.ROLLING_BACK_FAILED if unattended:
+                self.rollback()
             case State.CLEANING_UP:
                 self._clean_up(commits=self._commit_was_decided())
         if self.state is State.VERIFYING and not verifies:
@@ -198,6 +270,10 @@ class Ucm:
 
     def _fire(self, event: str, **facts: Any) -> None:
         """Take the table's way for `event`: refuse it, or make the new state durable and publish it."""
+        with self.deciding:
+            self._go(event, facts)
+
+    def _go(self, event: str, facts: dict[str, Any]) -> None:
         row = TABLE[self.state, event]
         if event.startswith("<") and row.error:
             raise getattr(errors, row.error)(
@@ -238,8 +314,18 @@ class Ucm:
                     "direction": action.kind,
                     "version": action.version,
                     "update_number": action.update_number,
+                    "base": spare if self.journal.session.processed else self.device.boot.running(),
                     "spare": spare,
                 }
+
+    def _activation(self) -> tuple[Phase[..., None], dict[str, Any]]:
+        """What makes the session's last action the system that starts next; it builds on those before it."""
+        processed = self._processed()
+        action, last = processed[-1]
+        parameters: dict[str, Any] = {"processed": last}
+        if action.kind in ("up", "down"):
+            parameters["folders"] = [result["folder"] for _, result in processed]
+        return ACTIVATIONS[action.kind], parameters
 
     def _processed(self) -> list[tuple[Action, Processed]]:
         """The processed actions of this session, with what Processing handed over."""
@@ -266,14 +352,33 @@ class Ucm:
                 self.revert()
             raise
 
-    def _roll_back(self) -> None:
+    def _roll_back(self, origin: State | None = None) -> None:
+        """The work of Rolling-back; `origin` is the state in which a client asked for it, None for the automatic one.
+
+        A client's rollback that could not even begin leaves the device where it was; one that took something back, and
+        an automatic one, can only be tried again.
+        """
+        self.device.stop_work.clear()
+        before = [intent.id for intent in self.journal.open_intents()]
         try:
             if not self.run(roll_back, {}):
                 raise Restarting
         except UndoFailed as error:
-            self._fire("!RollingBackFailed", error=str(error))
-            raise
+            refusal = errors.NotAbleToRollback(f"cannot roll back: {error}", hint=error.hint)
+            untouched = before == [intent.id for intent in self.journal.open_intents()]
+            if origin in (State.ACTIVATED, State.VERIFYING) and untouched:
+                self._fire(f"!NotAbleToRollback (from {origin})", error=str(refusal))
+            else:
+                self._fire("!RollingBackFailed", error=str(refusal))
+            raise refusal from error
+        for action, _ in self._processed():
+            # A failed verification is in the history already, and stays what it is there.
+            self._record(action, history.ROLLED_BACK)
         self._fire("$Success")
+
+    def _refuse_superseded(self) -> None:
+        if self.state is not State.VERIFYING:
+            raise Superseded
 
     def _clean_up(self, *, commits: bool) -> None:
         session = self.journal.session
