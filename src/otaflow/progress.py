@@ -35,6 +35,16 @@ def tell(kind: str, name: str, **facts: Any) -> None:
             log.exception("a progress listener failed")
 
 
+def subscribe(listener: Listener) -> None:
+    """Call `listener` from now on."""
+    _listeners.append(listener)
+
+
+def unsubscribe(listener: Listener) -> None:
+    """Call `listener` no more."""
+    _listeners.remove(listener)
+
+
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
     """Call `listener` for what happens inside the block."""

@@ -152,7 +152,7 @@ class Ucm:
             failure = error if isinstance(error, HealthCheckFailed) else HealthCheckFailed(f"cannot verify: {error}")
             with self.deciding:
                 self._refuse_superseded()
-                for action, _ in self._processed():
+                for action, _ in self.processed():
                     self._record(action, history.VERIFICATION_FAILED, error=failure)
                 self._fire("!Fail", error=str(failure))
             self._roll_back()
@@ -320,14 +320,14 @@ class Ucm:
 
     def _activation(self) -> tuple[Phase[..., None], dict[str, Any]]:
         """What makes the session's last action the system that starts next; it builds on those before it."""
-        processed = self._processed()
+        processed = self.processed()
         action, last = processed[-1]
         parameters: dict[str, Any] = {"processed": last}
         if action.kind in ("up", "down"):
             parameters["folders"] = [result["folder"] for _, result in processed]
         return ACTIVATIONS[action.kind], parameters
 
-    def _processed(self) -> list[tuple[Action, Processed]]:
+    def processed(self) -> list[tuple[Action, Processed]]:
         """The processed actions of this session, with what Processing handed over."""
         session = self.journal.session
         results = [t["processed"] for t in session.transitions if "processed" in t]
@@ -337,7 +337,7 @@ class Ucm:
         """The health checks of the packages of this session. A package taken back has none for the former system."""
         return [
             check.model_dump()
-            for action, processed in self._processed()
+            for action, processed in self.processed()
             if action.kind == "up"
             for check in metadata_of(processed["folder"]).health
         ]
@@ -346,7 +346,7 @@ class Ucm:
         try:
             self.activate()
         except OtaflowError as error:
-            for action, _ in self._processed():
+            for action, _ in self.processed():
                 self._record(action, history.FAILED, error=error)
             if self.state is State.READY:
                 self.revert()
@@ -371,7 +371,7 @@ class Ucm:
             else:
                 self._fire("!RollingBackFailed", error=str(refusal))
             raise refusal from error
-        for action, _ in self._processed():
+        for action, _ in self.processed():
             # A failed verification is in the history already, and stays what it is there.
             self._record(action, history.ROLLED_BACK)
         self._fire("$Success")
@@ -383,7 +383,7 @@ class Ucm:
     def _clean_up(self, *, commits: bool) -> None:
         session = self.journal.session
         if commits:
-            for place, (action, processed) in zip(session.processed, self._processed(), strict=True):
+            for place, (action, processed) in zip(session.processed, self.processed(), strict=True):
                 self._record(action, history.ACTIVATED, place=place, backup=processed["backup"])
             self.journal.keep()
             kept = [kept_name(place) for place in session.processed]
@@ -418,7 +418,7 @@ class Ucm:
         """Flipped: the trial follows. Not flipped: everything of the activation is taken back."""
         from otaflow.tasks.step import compensate
 
-        actions = self._processed()
+        actions = self.processed()
         steps = {"up": "flip_slot", "down": "flip_slot", "snapshot": "restore_main"}
         flipped = all(self.journal.is_done(steps.get(action.kind, "flip_slot")) for action, _ in actions)
         target = self.device.boot.target()

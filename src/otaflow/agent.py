@@ -1,0 +1,412 @@
+"""The agent: the one process of a device that decides and writes (the `UcmService` of otaflow.api.service).
+
+It holds the device's lock for its life. Clients' calls arrive in any thread and are decided at once; one worker thread
+runs the phases. What it must remember is in the journal, the transfers and the logs, so it may die at any moment.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from otaflow import errors, progress
+from otaflow.action import Action
+from otaflow.journal import now
+from otaflow.package.extract import read_metadata
+from otaflow.package.versions import newer
+from otaflow.platform.device import Device, using
+from otaflow.repo.choice import Target
+from otaflow.repo.client import open_repository
+from otaflow.service import Restarting, Runs, Superseded, Ucm, Work
+from otaflow.transfer import PackageLogs, Transfers
+from otaflow.ucm.states import State
+
+log = logging.getLogger("otaflow.agent")
+
+Connect = Callable[[], Runs]
+"""Connects to Prefect; raises whatever is wrong while that is away."""
+
+RECONNECT_SECONDS = 10.0
+EXPIRE_SECONDS = 60.0
+WEIGHT = {"extract_package": 10, "copy_active_slot": 20, "back_up_incremental": 30, "back_up_full": 60}
+"""How far the processing is, in percent, when a step is done; the program's own share is the rest."""
+
+
+class Subscription:
+    """The status changes since it was made, at most the newest hundred for a reader that is slow."""
+
+    def __init__(self) -> None:
+        self.queue: queue.Queue[dict[str, Any]] = queue.Queue(maxsize=100)
+
+    def put(self, status: dict[str, Any]) -> None:
+        """Add a status; the oldest goes where there is no room."""
+        while True:
+            try:
+                self.queue.put_nowait(status)
+                return
+            except queue.Full:
+                with suppress(queue.Empty):
+                    self.queue.get_nowait()
+
+    def get(self, timeout: float) -> dict[str, Any] | None:
+        """The next status, or None after `timeout` seconds without one."""
+        try:
+            return self.queue.get(timeout=timeout)
+        except queue.Empty:
+            return None
+
+
+class Agent:
+    """One device's agent. `start` and `stop` enclose its life."""
+
+    def __init__(self, device: Device, connect: Connect | None = None) -> None:
+        self.device = device
+        self.ucm = Ucm(device)
+        self.transfers = Transfers(device.cache / "transfers", timeout_seconds=device.config.api.transfer_timeout_seconds)
+        self.logs = PackageLogs(device.nvm / "packages")
+        self._connect = connect
+        self._work: queue.Queue[tuple[Work, Future[None]] | None] = queue.Queue()
+        self._processing: tuple[str, Future[None]] | None = None
+        self._percent = 0
+        self._subscribers: list[Subscription] = []
+        self._ended = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    # --- life -----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Take the device, put it in order, and begin to work. Raises Locked when another agent or command has it.
+
+        What a restart interrupted goes on in the worker: a verification, an unattended update.
+        """
+        self.device.lock.acquire()
+        self.device.boots.note_boot()
+        with using(self.device):
+            self.ucm.recover(verifies=False)
+        self._mark_interrupted_packages()
+        progress.subscribe(self._hear)
+        if self.ucm.state is State.VERIFYING:
+            self._submit(self.ucm.go_on if self._unattended() else self.ucm.verify)
+        for target in (self._run_worker, self._keep_house):
+            thread = threading.Thread(target=target, name=target.__name__, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self) -> None:
+        """End cleanly: no step is undone by it. Work in hand is finished; what waits in the journal is left to recovery."""
+        self._ended.set()
+        self._work.put(None)
+        for thread in self._threads:
+            thread.join()
+        progress.unsubscribe(self._hear)
+        self.device.lock.release()
+
+    # --- status ---------------------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """CurrentStatus: the state, and the session's id where one is going on."""
+        state = self.ucm.state
+        return {"status": str(state), "session": self.ucm.journal.session.id if state is not State.IDLE else None}
+
+    @contextmanager
+    def subscribe(self) -> Iterator[Subscription]:
+        """A subscription to every status change."""
+        subscription = Subscription()
+        self._subscribers.append(subscription)
+        try:
+            yield subscription
+        finally:
+            self._subscribers.remove(subscription)
+
+    # --- transfer -------------------------------------------------------------------------------------------------
+
+    def transfer_start(self, size: int) -> tuple[str, int]:
+        """TransferStart. Raises InsufficientMemory."""
+        started = self.transfers.start(size)
+        return started.id, started.block_size
+
+    def transfer_data(self, id: str, block_counter: int, block: bytes) -> int:
+        """TransferData: the number of consecutive bytes that are on the disk."""
+        return self.transfers.data(id, block_counter, block)
+
+    def transfer_exit(self, id: str) -> None:
+        """TransferExit: the package is whole, signed, and not older than what is installed."""
+        accepted = self.transfers.exit(id, self._accept)
+        self.logs.write(id, 4, f"{accepted.name} {accepted.version} was transferred and is signed")
+
+    def delete_transfer(self, id: str) -> None:
+        """DeleteTransfer."""
+        self.transfers.delete(id)
+
+    # --- what changes the state: decided at once, answered when it is done -----------------------------------------
+
+    def process(self, id: str) -> Future[None]:
+        """ProcessSwPackage. Answers on reaching Ready."""
+        with self.ucm.deciding:
+            work = self.ucm.begin_process(self._action(id))
+            self._percent = 0
+            if id in {package.id for package in self.transfers.packages()}:
+                self.transfers.mark(id, "kProcessing")
+            future = self._submit(lambda: self._process(id, work))
+            self._processing = (id, future)
+            return future
+
+    def cancel(self, id: str) -> Future[None]:
+        """Cancel. Answers when the processing has stopped; CancelFailed when it was done before it could be stopped."""
+        with self.ucm.deciding:
+            if self.ucm.state is State.PROCESSING and (self._processing is None or self._processing[0] != id):
+                raise errors.InvalidTransferId(f"cannot Cancel {id}: that package is not being processed")
+            self.ucm.cancel()
+            assert self._processing is not None
+            answer: Future[None] = Future()
+            self._processing[1].add_done_callback(lambda processed: _answer_cancel(answer, processed))
+            return answer
+
+    def activate(self) -> Future[None]:
+        """Activate. Answers on entering Verifying, which goes on by itself."""
+        with self.ucm.deciding:
+            work = self.ucm.begin_activate()
+            return self._submit(lambda: self._activate(work))
+
+    def rollback(self) -> Future[None]:
+        """Rollback, from Verifying or Activated. Answers on Rolled-back."""
+        with self.ucm.deciding:
+            return self._submit(self.ucm.begin_rollback())
+
+    def revert(self) -> Future[None]:
+        """RevertProcessedSwPackages. Answers on Idle."""
+        with self.ucm.deciding:
+            return self._submit(self._ending(self.ucm.begin_revert()))
+
+    def finish(self) -> Future[None]:
+        """Finish. Answers on Idle."""
+        with self.ucm.deciding:
+            return self._submit(self._ending(self.ucm.begin_finish()))
+
+    # --- reports: in every state ------------------------------------------------------------------------------------
+
+    def progress(self, id: str) -> int:
+        """GetSwProcessProgress: 0 to 100."""
+        state = self.transfers.get(id).state
+        if state == "kProcessed":
+            return 100
+        return self._percent if state == "kProcessing" else 0
+
+    def clusters(self) -> list[dict[str, Any]]:
+        """GetSwClusterInfo: the clusters that are present."""
+        system = self.device.running_system()
+        return [{"name": system.name, "version": system.version, "state": "kPresent"}]
+
+    def cluster_changes(self) -> list[dict[str, Any]]:
+        """GetSwClusterChangeInfo: what this session adds, updates or removes."""
+        session = self.ucm.journal.session
+        if self.ucm.state is State.IDLE:
+            return []
+        present = {cluster["name"] for cluster in self.clusters()}
+        actions = [session.actions[place] for place in session.processed]
+        return [
+            {
+                "name": action.name,
+                "version": action.version,
+                "state": "kUpdating" if action.name in present else "kAdded",
+            }
+            for action in actions
+        ]
+
+    def packages(self) -> list[dict[str, Any]]:
+        """GetSwPackages: every package in the cache, with where its transfer is to go on."""
+        return [
+            {
+                "id": package.id,
+                "name": package.name,
+                "version": package.version,
+                "state": package.state,
+                "consecutiveBytesReceived": package.consecutive_bytes_received,
+                "consecutiveBlocksReceived": package.consecutive_blocks_received,
+            }
+            for package in self.transfers.packages()
+        ]
+
+    def history(self, since: str | None, until: str | None) -> list[dict[str, Any]]:
+        """GetHistory: oldest first; `since` and `until` are RFC 3339 and included."""
+        first, last = (_time(limit) for limit in (since, until))
+        return [
+            {name: record[name] for name in ("time", "name", "version", "action", "resolution", "error") if name in record}
+            for record in self.device.history.read()
+            if (first is None or _time(record["time"]) >= first) and (last is None or _time(record["time"]) <= last)
+        ]
+
+    def set_log_level(self, id: str, level: int) -> None:
+        """SetLogLevel."""
+        self.transfers.get(id)
+        self.logs.set_level(id, level)
+
+    def log(self, id: str) -> list[dict[str, Any]]:
+        """GetLog."""
+        self.transfers.get(id)
+        return self.logs.read(id)
+
+    # --- inside: the work -------------------------------------------------------------------------------------------
+
+    def _submit(self, work: Work) -> Future[None]:
+        future: Future[None] = Future()
+        self._work.put((work, future))
+        return future
+
+    def _run_worker(self) -> None:
+        """Do one piece of work after the other, until the agent ends."""
+        with using(self.device):
+            while (item := self._work.get()) is not None:
+                work, future = item
+                try:
+                    work()
+                except (Superseded, Restarting):
+                    future.set_result(None)
+                except BaseException as error:
+                    if not isinstance(error, errors.OtaflowError):
+                        log.exception("work failed")
+                    future.set_exception(error)
+                else:
+                    future.set_result(None)
+
+    def _process(self, id: str, work: Work) -> None:
+        known = id in {package.id for package in self.transfers.packages()}
+        try:
+            work()
+        except BaseException as error:
+            if known:
+                self.transfers.mark(id, "kTransferred")
+                self.logs.write(id, 2, f"not processed: {error}")
+            raise
+        self.ucm.journal.note(unattended=False)
+        self.transfers.mark(id, "kProcessed")
+        self.logs.write(id, 4, "processed")
+
+    def _activate(self, work: Work) -> None:
+        work()
+        self._submit(self.ucm.verify)
+
+    def _ending(self, work: Work) -> Work:
+        """`work` that ends the session: its packages have served."""
+        packages = [package.id for package in self.transfers.packages() if package.state == "kProcessed"]
+
+        def end() -> None:
+            work()
+            for id in packages:
+                self.transfers.mark(id, "kTransferred")
+                if self.ucm.journal.session.kept:
+                    self.transfers.delete(id)
+
+        return end
+
+    def _action(self, id: str) -> Action:
+        """What ProcessSwPackage is to do; a package that is not there is refused in Processing, as the table has it."""
+        refusal = {"refused": f"cannot process {id}: there is no such package, `GetSwPackages` lists them"}
+        try:
+            package = self.transfers.get(id)
+        except errors.InvalidTransferId:
+            return Action(kind="up", name="unknown", version="unknown", facts=refusal)
+        if package.state != "kTransferred":
+            refusal = {"refused": f"cannot process {id}: its transfer is {package.state}"}
+            return Action(kind="up", name=package.name or "unknown", version=package.version or "unknown", facts=refusal)
+        path = self.transfers.path(id)
+        metadata = read_metadata(path)
+        return Action(
+            kind="up",
+            name=metadata.name,
+            version=metadata.version,
+            update_number=metadata.update_number,
+            package=str(path),
+            facts={"from_version": self.device.running_system().version},
+        )
+
+    def _accept(self, path: Path) -> Target:
+        """Whether a transferred file may be processed: signed, understood, and not older than what is installed."""
+        with open_repository(self.device.config) as repository:
+            try:
+                target = repository.trusted(path)
+            except errors.RepositoryRefused as error:
+                raise errors.AuthenticationFailed(f"cannot accept the package: {error}", hint=error.hint) from error
+        if target is None:
+            raise errors.AuthenticationFailed(
+                "cannot accept the package: it is not signed by a repository that this device trusts",
+                hint="`otaflow check` fetches the newest signatures",
+            )
+        metadata = read_metadata(path)
+        installed = self.device.running_system()
+        if metadata.name == installed.name and not newer(metadata.version, installed.version):
+            raise errors.OldVersion(
+                f"cannot accept {metadata.name} {metadata.version}: {installed.version} is installed",
+                hint="an update must be higher than what is installed",
+            )
+        return target
+
+    # --- inside: the house ------------------------------------------------------------------------------------------
+
+    def _unattended(self) -> bool:
+        return bool(self.ucm.journal.session.notes.get("unattended", True))
+
+    def _mark_interrupted_packages(self) -> None:
+        """A package that was being processed when the agent died is there to be processed again."""
+        processed = {action.package for action, _ in self.ucm.processed()} if self.ucm.state is not State.IDLE else set()
+        for package in self.transfers.packages():
+            if package.state in ("kProcessing", "kProcessed"):
+                here = str(self.transfers.path(package.id)) in processed
+                self.transfers.mark(package.id, "kProcessed" if here else "kTransferred")
+
+    def _keep_house(self) -> None:
+        """Connect to Prefect as soon as it is there, and let go of zombie transfers."""
+        connected = self._connect is None
+        expired = 0.0
+        while not self._ended.is_set():
+            if not connected and self._connect:
+                try:
+                    self.ucm.runs = self._connect()
+                    connected = True
+                except Exception as error:
+                    log.warning("Prefect is away: %s", error)
+            if time.monotonic() - expired > EXPIRE_SECONDS:
+                expired = time.monotonic()
+                for id in self.transfers.expire():
+                    log.warning("the transfer %s was idle for too long and is given up", id)
+            self._ended.wait(RECONNECT_SECONDS)
+
+    def _hear(self, event: progress.Event) -> None:
+        """What the phases tell: to the watchers, the package's log and the progress."""
+        if event.kind == "state":
+            status = self.status()
+            for subscription in list(self._subscribers):
+                subscription.put(status)
+        step = event.facts.get("step", "")
+        if event.kind == "done" and step in WEIGHT:
+            self._percent = max(self._percent, WEIGHT[step])
+        if self._processing and event.kind in ("output", "failed", "done", "undone"):
+            level = {"failed": 2, "output": 5}.get(event.kind, 4)
+            text = event.facts.get("line") or event.facts.get("error") or event.kind
+            with suppress(errors.InvalidTransferId):
+                self.logs.write(self._processing[0], level, f"{event.name}: {text}")
+
+
+def _answer_cancel(answer: Future[None], processed: Future[None]) -> None:
+    error = processed.exception()
+    if isinstance(error, errors.ProcessSwPackageCancelled):
+        answer.set_result(None)
+    else:
+        answer.set_exception(errors.CancelFailed("cannot Cancel: the processing had ended before it could be stopped"))
+
+
+def _time(text: str | None) -> Any:
+    from datetime import datetime
+
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise errors.GeneralReject(f"cannot read the time {text!r}: it is not RFC 3339") from error
+    return moment if moment.tzinfo else moment.replace(tzinfo=datetime.fromisoformat(now()).tzinfo)
