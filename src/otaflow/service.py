@@ -65,10 +65,12 @@ class Ucm:
 
     # --- what a client may ask for --------------------------------------------------------------------------------
 
-    def process(self, action: Action) -> None:
-        """ProcessSwPackage: prepare `action` in the spare slot. Answers on Ready; raises what went wrong."""
-        self._fire("<ProcessSwPackage", what=action.title())
-        self.journal.begin_action(action)
+    def process(self, action: Action, *, unattended: bool = False) -> None:
+        """ProcessSwPackage: prepare `action` in the spare slot. Answers on Ready; raises what went wrong.
+
+        `unattended`: no client will say how it goes on, so a restart in Ready or Activated does not wait for one.
+        """
+        self._fire("<ProcessSwPackage", what=action.title(), action=action.record(), unattended=unattended)
         try:
             processed = self.run(*self._processing(action))
         except UndoFailed:
@@ -140,8 +142,7 @@ class Ucm:
 
     def install(self, action: Action) -> None:
         """Process, activate, verify and finish `action`; what fails leaves the device as it was. Raises what failed."""
-        self.process(action)
-        self.journal.note(unattended=True)
+        self.process(action, unattended=True)
         self.go_on()
 
     def go_on(self) -> None:
@@ -160,7 +161,7 @@ class Ucm:
     def needs_recovery(self) -> bool:
         """Whether a restart or a kill left something to be finished or taken back."""
         if self.state in RESTING:
-            return self.state is not State.IDLE and bool(self.journal.session.notes.get("unattended", True))
+            return self.state is not State.IDLE and self.journal.session.unattended
         return True
 
     def recover(self, *, verifies: bool = True) -> bool:
@@ -171,7 +172,7 @@ class Ucm:
         """
         if not self.needs_recovery():
             return False
-        unattended = self.journal.session.notes.get("unattended", True)
+        unattended = self.journal.session.unattended
         match self.state:
             case State.PROCESSING:
                 self._recover_processing()
@@ -188,7 +189,7 @@ class Ucm:
             return True
         if unattended:
             if self.state is State.READY:
-                self.revert()
+                self._give_up()
             self.go_on()
         elif self.state is State.VERIFYING:
             self.verify()
@@ -297,6 +298,13 @@ class Ucm:
     def _cleaning_came_from(self) -> str:
         return str([t["from"] for t in self.journal.session.transitions if t["to"] == State.CLEANING_UP][-1])
 
+    def _give_up(self) -> None:
+        """Revert what was processed when nobody is there to activate it."""
+        stopped = errors.ProcessSwPackageCancelled("it was interrupted before its activation")
+        for action, _ in self._processed():
+            self._record(action, history.FAILED, error=stopped)
+        self.revert()
+
     def _recover_processing(self) -> None:
         session = self.journal.session
         from otaflow.tasks.step import compensate
@@ -305,8 +313,7 @@ class Ucm:
         stopped = errors.ProcessSwPackageCancelled(
             "the processing was interrupted: a power cut, or its process was ended"
         )
-        if session.actions:
-            self._record(session.actions[-1], history.FAILED, error=stopped)
+        self._record(session.actions[-1], history.FAILED, error=stopped)
         self._fire("!ProcessSwPackageCancelled", error=str(stopped))
 
     def _recover_activating(self) -> None:

@@ -151,7 +151,7 @@ class ProcessingLog:
         if event.kind == "bytes":
             return
         session = self.device.journal.session.id or "device"
-        facts = " ".join(f"{key}={value}" for key, value in event.facts.items() if key not in ("processed", "step"))
+        facts = " ".join(f"{key}={value}" for key, value in event.facts.items() if key not in ("processed", "action", "step"))
         from otaflow.journal import now
 
         with (self.device.logs / f"{session}.log").open("a") as file:
