@@ -1,13 +1,24 @@
-"""Fixtures for all tests."""
+"""Fixtures for all tests. What several test files share beside fixtures is in tests/support, on the import path."""
 
+import contextlib
+import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent / "support"))
+
+from update_world import STORIES, Packages, Picture, World
+
+from otaflow.errors import OtaflowError
+
 BTRFS_BYTES = 2**30
+KINDS = ["directories", pytest.param("btrfs", marks=pytest.mark.btrfs)]
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +53,131 @@ def btrfs_tmp(btrfs_top: Path, request: pytest.FixtureRequest) -> Iterator[Path]
     folder.mkdir()
     yield folder
     BtrfsTrees().remove(folder)
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
+    """Builds update packages, each once."""
+    return Packages(tmp_path_factory.mktemp("packages"))
+
+
+class Worlds:
+    """The made worlds, one of each kind, that each test gets a copy of."""
+
+    def __init__(self, packages: Packages, factory: pytest.TempPathFactory) -> None:
+        self.packages, self.factory = packages, factory
+        self._made: dict[str, World] = {}
+        self._outcomes: dict[tuple[str, str], Picture] = {}
+
+    def template(self, kind: str, folder: Path) -> World:
+        """The world of `kind`, made in `folder` when it is first asked for."""
+        if kind not in self._made:
+            world = World(folder, kind, self.packages)
+            folder.mkdir()
+            world.make()
+            self._made[kind] = world
+        return self._made[kind]
+
+    def outcome(self, story: str, world: World) -> Picture:
+        """What a copy of `world` is after the story; told once for each kind."""
+        if (world.kind, story) not in self._outcomes:
+            other = world.copy(world.folder.parent / "told")
+            with contextlib.suppress(OtaflowError):
+                other.install(STORIES[story](other))
+            self._outcomes[world.kind, story] = other.outcome()
+        return self._outcomes[world.kind, story]
+
+
+@pytest.fixture(scope="session")
+def worlds(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Worlds:
+    return Worlds(packages, tmp_path_factory)
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Each kind of storage."""
+    return str(request.param)
+
+
+@pytest.fixture
+def world(kind: str, worlds: Worlds, request: pytest.FixtureRequest, tmp_path: Path) -> World:
+    """A device with a past, of each kind of storage."""
+    if kind == "btrfs":
+        top, folder = request.getfixturevalue("btrfs_top"), request.getfixturevalue("btrfs_tmp")
+        return worlds.template(kind, top / "world").copy(folder / "w")
+    return worlds.template(kind, worlds.factory.getbasetemp() / "world").copy(tmp_path / "w")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No waiting between the tries of a step."""
+    import otaflow.service  # noqa: F401  (loads every step)
+    from otaflow.tasks.step import STEPS
+
+    for step in STEPS.values():
+        if step.name != "connect":
+            retries = step.limits()[0]
+            monkeypatch.setattr(step, "limits", lambda retries=retries: (retries, 0))
+
+
+@pytest.fixture
+def fault_points(quick: None) -> Iterator[Any]:
+    """`fault.arm`, disarmed at the end."""
+    from otaflow import fault
+
+    yield fault.arm
+    fault.arm("")
+
+
+class Zygote:
+    """Does jobs on worlds in processes of their own (tests/support/zygote.py)."""
+
+    def __init__(self) -> None:
+        script = Path(__file__).parent / "support" / "zygote.py"
+        self.process = subprocess.Popen(
+            [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def run(self, world: World, do: str, *, fault: str = "", action: Any = None) -> int:
+        """The exit status of one job: 0, 1 for an error, minus the signal that ended it."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        job = {
+            "config": str(world.config),
+            "do": do,
+            "fault": fault,
+            "action": action.record() if action else None,
+            "log": str(world.folder / "job.log"),
+        }
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        status = int(self.process.stdout.readline())
+        assert status in (0, 1, -9), (world.folder / "job.log").read_text()
+        return status
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """Does jobs in processes of their own, which may be killed."""
+    zygote = Zygote()
+    yield zygote
+    zygote.process.communicate(timeout=30)
+
+
+@pytest.fixture
+def otaflow(world: World) -> Any:
+    """otaflow(*arguments) runs the real command on the world; returns the completed process."""
+
+    def call(*arguments: str, check: bool = True, **environment: str) -> "subprocess.CompletedProcess[str]":
+        done = subprocess.run(
+            [sys.executable, "-c", "from otaflow.cli import main; main()", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            env={**os.environ, "OTAFLOW_CONFIG": str(world.config), **environment},
+        )
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    return call

@@ -4,11 +4,12 @@ Relative paths are relative to `device.root`. Nothing here has an effect; a wron
 """
 
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from otaflow.errors import ConfigError
 
@@ -121,6 +122,51 @@ class Update(Section):
     max_package_bytes: int = Field(default=8 * 2**30, gt=0)
 
 
+class Api(Section):
+    """`[api]`: where the agent answers. Always on the Unix `socket` (mode 0660); with `listen` also on TCP, over TLS.
+
+    `listen` is `HOST:PORT` (`[::1]:8444`; port 0: any). It needs `certificate` and `key`, and `token_file` (a bearer
+    token) or `client_ca` (the authority of client certificates); with both, either of them lets a client in.
+    """
+
+    socket: Path = Path("run/ucm.sock")
+    listen: str | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    client_ca: Path | None = None
+    token_file: Path | None = None
+
+    @field_validator("listen")
+    @classmethod
+    def _is_an_address(cls, value: str | None) -> str | None:
+        if value is not None and not (_ADDRESS.fullmatch(value) and int(value.rpartition(":")[2]) <= 65535):
+            raise ValueError(f"{value!r} is not HOST:PORT, as in 127.0.0.1:8444 or [::1]:8444")
+        return value
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> "Api":
+        if self.listen is None:
+            for name in ("certificate", "key", "client_ca", "token_file"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"`{name}` has no meaning without `listen`: the Unix socket has no TLS")
+            return self
+        for name in ("certificate", "key"):
+            if getattr(self, name) is None:
+                raise ValueError(f"`listen` needs `{name}`: TCP is answered over TLS only")
+        if self.client_ca is None and self.token_file is None:
+            raise ValueError("`listen` needs `token_file` or `client_ca`: TCP is answered with credentials only")
+        return self
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of `listen`, which must be configured."""
+        host, _, port = (self.listen or "").rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.%a-z]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}")
+
+
 class Config(Section):
     """The whole file. Paths are made absolute when it is loaded."""
 
@@ -134,6 +180,7 @@ class Config(Section):
     program: Program = Program()
     health: Health = Health()
     update: Update = Update()
+    api: Api = Api()
     sources: Annotated[dict[str, Source], Field(max_length=16)] = {}
 
     @model_validator(mode="after")

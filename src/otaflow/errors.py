@@ -97,6 +97,18 @@ class InsufficientMemory(UcmError):
     code = 1
 
 
+class IncorrectBlock(UcmError):
+    """The block is not the one that comes next."""
+
+    code = 2
+
+
+class IncorrectSize(UcmError):
+    """The package's or the block's size cannot be right."""
+
+    code = 3
+
+
 class InvalidTransferId(UcmError):
     code = 4
 
@@ -105,6 +117,12 @@ class OperationNotPermitted(UcmError):
     """The present state does not permit this call."""
 
     code = 5
+
+
+class InsufficientData(UcmError):
+    """Not all of the package was transferred yet."""
+
+    code = 6
 
 
 class PackageInconsistent(UcmError):

@@ -2,8 +2,8 @@
 
 At boot the journal is the truth. Its records, in the order in which they may appear:
 
-* `transition`: the UCM went from one state to another (`event`, `from`, `to`, and what else is known).
-* `action`: something is being processed in this session (an `Action`).
+* `transition`: the UCM went from one state to another (`event`, `from`, `to`, and what else is known). The one into
+  Processing carries the `action` that is processed from now on: one record, so that no power cut can part the two.
 * `intent`: a step is about to change something; `memory` is what its undo needs.
 * `done`, `undone`, `undo_failed`: what became of the intent with this `id`.
 * `kept`: the session is committed; nothing of it can be undone any more.
@@ -66,6 +66,11 @@ class Session:
         """The place of the action that is, or was last, worked on."""
         return len(self.actions) - 1
 
+    @property
+    def unattended(self) -> bool:
+        """Whether the session goes on by itself from Ready and Activated, as it does for the one-shot commands."""
+        return any(transition.get("unattended") for transition in self.transitions)
+
     def boots_at(self, state: State) -> int:
         """The boot counter when `state` was last entered from another one; -1 when it never was."""
         entries = [t["boots"] for t in self.transitions if t["to"] == state and t["from"] != state]
@@ -110,10 +115,6 @@ class Journal:
         if to is State.IDLE:
             self._compact()
         return record
-
-    def begin_action(self, action: Action) -> None:
-        """Record that `action` is processed from now on."""
-        self._append({"kind": "action", "action": action.record()})
 
     def intend(self, step: str, key: str, memory: dict[str, Any]) -> Intent:
         """Record that `step` is about to act. The first memory wins: a retry gets the one that is open already."""
@@ -192,10 +193,10 @@ class Journal:
                     self.session = session = Session(id=record["session"])
                 self.state = State(record["to"])
                 session.transitions.append(record)
+                if "action" in record:
+                    session.actions.append(Action(**record["action"]))
                 if record["event"] == "$Success ProcessSwPackage":
                     session.processed.append(session.current)
-            case "action":
-                session.actions.append(Action(**record["action"]))
             case "intent":
                 fields = {name: record[name] for name in ("id", "step", "phase", "action", "memory")}
                 session.intents[record["id"]] = Intent(**fields)

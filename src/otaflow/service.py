@@ -77,16 +77,18 @@ class Ucm:
 
     # --- what a client may ask for --------------------------------------------------------------------------------
 
-    def process(self, action: Action) -> None:
+    def process(self, action: Action, *, unattended: bool = False) -> None:
         """ProcessSwPackage: prepare `action` in the spare slot. Answers on Ready; raises what went wrong."""
-        self.begin_process(action)()
+        self.begin_process(action, unattended=unattended)()
 
-    def begin_process(self, action: Action) -> Work:
-        """Enter Processing, or refuse; returns the rest of the work."""
+    def begin_process(self, action: Action, *, unattended: bool = False) -> Work:
+        """Enter Processing, or refuse; returns the rest of the work.
+
+        `unattended`: no client will say how it goes on, so a restart in Ready or Activated does not wait for one.
+        """
         with self.deciding:
-            self._fire("<ProcessSwPackage", what=action.title())
+            self._fire("<ProcessSwPackage", what=action.title(), action=action.record(), unattended=unattended)
             self.device.stop_work.clear()
-            self.journal.begin_action(action)
         return lambda: self._process(action)
 
     def cancel(self) -> None:
@@ -212,8 +214,7 @@ class Ucm:
 
     def install(self, action: Action) -> None:
         """Process, activate, verify and finish `action`; what fails leaves the device as it was. Raises what failed."""
-        self.process(action)
-        self.journal.note(unattended=True)
+        self.process(action, unattended=True)
         self.go_on()
 
     def go_on(self) -> None:
@@ -232,7 +233,7 @@ class Ucm:
     def needs_recovery(self) -> bool:
         """Whether a restart or a kill left something to be finished or taken back."""
         if self.state in RESTING:
-            return self.state is not State.IDLE and bool(self.journal.session.notes.get("unattended", True))
+            return self.state is not State.IDLE and self.journal.session.unattended
         return True
 
     def recover(self, *, verifies: bool = True) -> bool:
@@ -244,7 +245,7 @@ class Ucm:
         if not self.needs_recovery():
             return False
         self.device.stop_work.clear()
-        unattended = self.journal.session.notes.get("unattended", True)
+        unattended = self.journal.session.unattended
         match self.state:
             case State.PROCESSING:
                 self._recover_processing()
@@ -260,7 +261,7 @@ class Ucm:
             return True
         if unattended:
             if self.state is State.READY:
-                self.revert()
+                self._give_up()
             self.go_on()
         elif self.state is State.VERIFYING:
             self.verify()
@@ -402,6 +403,13 @@ class Ucm:
     def _cleaning_came_from(self) -> str:
         return str([t["from"] for t in self.journal.session.transitions if t["to"] == State.CLEANING_UP][-1])
 
+    def _give_up(self) -> None:
+        """Revert what was processed when nobody is there to activate it."""
+        stopped = errors.ProcessSwPackageCancelled("it was interrupted before its activation")
+        for action, _ in self.processed():
+            self._record(action, history.FAILED, error=stopped)
+        self.revert()
+
     def _recover_processing(self) -> None:
         session = self.journal.session
         from otaflow.tasks.step import compensate
@@ -410,8 +418,7 @@ class Ucm:
         stopped = errors.ProcessSwPackageCancelled(
             "the processing was interrupted: a power cut, or its process was ended"
         )
-        if session.actions:
-            self._record(session.actions[-1], history.FAILED, error=stopped)
+        self._record(session.actions[-1], history.FAILED, error=stopped)
         self._fire("!ProcessSwPackageCancelled", error=str(stopped))
 
     def _recover_activating(self) -> None:

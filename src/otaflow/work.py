@@ -1,0 +1,247 @@
+"""What a command or a deployed flow does with a device: open it, put it in order, and have the UCM work on it.
+
+The command line and `deployments/` both end here, so that a button in Prefect's UI and a typed command do the same.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from otaflow import config as configuration
+from otaflow import history, progress
+from otaflow.action import Action
+from otaflow.errors import ConfigError, HealthCheckFailed, NothingToRollback, Offline, OtaflowError
+from otaflow.platform.device import Device, using
+
+if TYPE_CHECKING:
+    from otaflow.flows.session import PrefectRuns
+    from otaflow.repo.choice import Target
+    from otaflow.service import Ucm
+
+
+def load_device(config: Path | None, source: str | None = None) -> Device:
+    """The device of the configuration; `source` takes the place of `update.use`. Raises ConfigError."""
+    values = configuration.load(config)
+    if source:
+        values.source(source)
+        values = values.model_copy(update={"update": values.update.model_copy(update={"use": source})})
+    device = Device(values)
+    if not device.nvm.is_dir():
+        raise ConfigError(
+            f"cannot use the device in {device.root}: it is not there",
+            hint="`otaflow device init` makes a device from its configuration",
+        )
+    return device
+
+
+@contextmanager
+def working(device: Device, *, prefect: bool = True) -> Iterator[tuple["Ucm", "PrefectRuns | None"]]:
+    """The device locked, in order, and visible in Prefect. Raises Locked.
+
+    What an earlier command left unfinished is finished or taken back first.
+    """
+    from otaflow.service import Ucm
+
+    with using(device), device.lock, progress.listening(ProcessingLog(device)):
+        device.boots.note_boot()
+        if prefect and Ucm(device).needs_recovery():
+            Ucm(device).recover(verifies=False)
+        runs = connect_prefect(device) if prefect else None
+        try:
+            yield Ucm(device, runs), runs
+        finally:
+            if runs:
+                runs.close()
+
+
+def go_on(ucm: "Ucm") -> HealthCheckFailed | None:
+    """Carry on what a restart interrupted, before anything new begins; returns why it was rolled back, if it was."""
+    if ucm.state != "Idle":
+        try:
+            ucm.go_on()
+        except HealthCheckFailed as error:
+            return error
+    return None
+
+
+def find_new(ucm: "Ucm") -> list["Target"]:
+    """What the device's source has that the device has not. Nothing is installed."""
+    from otaflow.flows.check import check
+
+    targets: list[Target] = ucm.run(check, {"source": ucm.device.config.update.use})
+    return targets
+
+
+def install_new(ucm: "Ucm", file: Path | None = None, *, down: bool = False) -> Iterator[str]:
+    """Install what is new, one package after the other; yields each version as it is in place.
+
+    `file` is a package, or a local repository package (.nsr), in the server's stead; `down` uninstalls a package.
+    """
+    for action in _find_actions(ucm, file, down):
+        ucm.install(action)
+        yield action.version
+
+
+def go_back(ucm: "Ucm", *, snapshot: bool = False, backup: str | None = None) -> None:
+    """Go back to the previous slot, to a snapshot of the main partition, or to a backup. Raises NothingToRollback."""
+    if ucm.state in ("Verifying", "Activated") and not snapshot and not backup:
+        ucm.rollback()
+        ucm.finish()
+        return
+    ucm.install(_way_back(ucm.device, snapshot=snapshot, backup=backup))
+
+
+def end_backups(ucm: "Ucm") -> list[str]:
+    """Remove the full backups and snapshots whose time is over; returns the ids of their entries."""
+    from otaflow.flows.retention import retention
+
+    removed: list[str] = ucm.run(retention, {})
+    return removed
+
+
+def connect_prefect(device: Device) -> "PrefectRuns":
+    """Prefect's side of the device, brought up to date."""
+    prepare_prefect()
+    from otaflow.flows.session import PrefectRuns
+
+    runs = PrefectRuns(device)
+    runs.catch_up()
+    return runs
+
+
+def prepare_prefect() -> None:
+    """Settings that hold unless the user set them: no telemetry from a device, no log lines between our own.
+
+    A failure is told once, by us; with its trace it is in the run's logs on the server.
+    """
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    if "PREFECT_LOGGING_LEVEL" not in os.environ:
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+
+
+@contextmanager
+def recorded(device: Device, name: str, version: str = "", *, of: type[OtaflowError] = OtaflowError) -> Iterator[None]:
+    """Put what is refused before a session begins into the history. To be offline is no event of a device's life."""
+    try:
+        yield
+    except Offline:
+        raise
+    except of as error:
+        device.history.add(
+            name=name,
+            version=version or "unknown",
+            action="Update",
+            resolution=history.FAILED,
+            error=type(error).__name__,
+            why=str(error),
+        )
+        raise
+
+
+class ProcessingLog:
+    """Writes what happens into `nvm/logs/<session>.log`, program output included (UCM design, data flow)."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+
+    def __call__(self, event: progress.Event) -> None:
+        if event.kind == "bytes":
+            return
+        session = self.device.journal.session.id or "device"
+        facts = " ".join(f"{key}={value}" for key, value in event.facts.items() if key not in ("processed", "action", "step"))
+        from otaflow.journal import now
+
+        with (self.device.logs / f"{session}.log").open("a") as file:
+            file.write(f"{now()} {event.kind:7} {event.name} {facts}".rstrip() + "\n")
+
+
+# --- inside -----------------------------------------------------------------------------------------------------------
+
+
+def _find_actions(ucm: "Ucm", file: Path | None, down: bool) -> Iterator[Action]:
+    """What is to be installed, each fetched only when the one before it is in place."""
+    from otaflow.flows.check import accept_file, check, fetch
+
+    device = ucm.device
+    source = device.config.update.use
+    if file and file.suffix != ".nsr":
+        with recorded(device, file.name):
+            target = ucm.run(accept_file, {"source": source, "package": str(file.absolute())})
+        yield _action(device, target, str(file.absolute()), down)
+        return
+    archive = str(file.absolute()) if file else ""
+    with recorded(device, file.name if file else "check"):
+        targets = ucm.run(check, {"source": source, "archive": archive})
+    for target in targets:
+        with recorded(device, target.name, target.version):
+            package = ucm.run(fetch, {"source": source, "target": target, "archive": archive})
+        yield _action(device, target, package, down=False)
+
+
+def _action(device: Device, target: "Target", package: str, down: bool) -> Action:
+    system = device.running_system()
+    version, number = target.version, target.update_number
+    if down:
+        version, number = _version_before(device, target.version)
+    return Action(
+        kind="down" if down else "up",
+        name=target.name,
+        version=version,
+        update_number=number,
+        package=package,
+        source=device.config.update.use,
+        digest=target.hashes.get("sha256", ""),
+        facts={"from_version": system.version},
+    )
+
+
+def _version_before(device: Device, version: str) -> tuple[str, int]:
+    """The version and update number that an installed package replaced, of the backup made then."""
+    for record in reversed(device.history.read()):
+        if record["version"] == version and record["resolution"] == history.ACTIVATED and record.get("backup"):
+            entry = device.backups.get(record["backup"])
+            return entry.version, entry.update_number
+    raise OtaflowError(
+        f"cannot uninstall {version}: the history does not say what it replaced",
+        hint="`otaflow rollback` or `otaflow rollback --backup ID` goes back without the package",
+    )
+
+
+def _way_back(device: Device, *, snapshot: bool, backup: str | None) -> Action:
+    system = device.running_system()
+    facts = {"from_version": system.version}
+    if snapshot:
+        with_main = [entry for entry in device.backups if device.backups.path(entry.id, "main").exists()]
+        entries = [entry for entry in with_main if backup in (None, entry.id)]
+        if not entries:
+            raise NothingToRollback(
+                "cannot roll back the main partition: there is no snapshot" + (f" of {backup}" if backup else ""),
+                hint="snapshots go a week or two restarts after their update; `otaflow backups` shows what is left",
+            )
+        return Action(
+            kind="snapshot",
+            name=system.name,
+            version=system.version,
+            update_number=system.update_number,
+            backup=entries[-1].id,
+            facts=facts,
+        )
+    if backup:
+        entry = device.backups.get(backup)
+        number = entry.update_number
+        return Action("backup", entry.name, entry.version, number, backup=entry.id, facts=facts)
+    from otaflow.platform.labels import read_label
+
+    try:
+        label = read_label(device.slots.path(device.spare()))
+    except OtaflowError as error:
+        raise NothingToRollback(f"cannot roll back to the previous slot: {error}", hint=error.hint) from error
+    if label.generation == system.generation:
+        raise NothingToRollback(
+            f"cannot roll back to the previous slot: it holds {label.version} too, as the device was made",
+            hint="`otaflow backups` lists what can be restored",
+        )
+    return Action("previous-slot", label.name, label.version, label.update_number, facts=facts)
