@@ -14,9 +14,11 @@ from uuid import UUID
 
 from prefect import flow, task
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import LogCreate
 from prefect.client.schemas.objects import State as RunState
 from prefect.client.schemas.objects import StateType
 from prefect.flow_engine import run_flow
+from prefect.types import DateTime
 
 from otaflow.flows.phase import Phase
 from otaflow.platform.device import Device
@@ -103,6 +105,35 @@ class PrefectRuns:
         if outcome.error:
             raise outcome.error
         return outcome.value
+
+    def pressed(self) -> str | None:
+        """The button that somebody pressed on the session's page: "Resume" or "Cancel"; None when it is as it was left.
+
+        Raises what Prefect's client raises while the API is away.
+        """
+        session = self.journal.session
+        if "run" not in session.notes or int(session.notes.get("shown", 0)) < len(session.transitions):
+            return None
+        found = self.client.read_flow_run(UUID(session.notes["run"])).state
+        expected = self._run_state(session.transitions[-1])
+        if found is None or (found.name, found.type) == (expected.name, expected.type):
+            return None
+        return "Cancel" if found.type in (StateType.CANCELLING, StateType.CANCELLED) else "Resume"
+
+    def put_back(self, why: str) -> None:
+        """Give the session's run its right state again; `why` goes into its log. Never raises."""
+        session = self.journal.session
+        try:
+            run = UUID(session.notes["run"])
+            if why:
+                line = LogCreate(
+                    name="otaflow", level=logging.WARNING, message=why, timestamp=DateTime.now("UTC"), flow_run_id=run
+                )
+                self.client.create_logs([line])
+            if int(session.notes.get("shown", 0)) == len(session.transitions):
+                self.client.set_flow_run_state(run, self._run_state(session.transitions[-1]), force=True)
+        except Exception as error:
+            log.warning("cannot put the session's state back in Prefect now: %s", error)
 
     # --- inside ---------------------------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from otaflow.tasks.configuration import kept_main_name
 from otaflow.tasks.package import metadata_of
 from otaflow.tasks.slots import kept_name
 from otaflow.ucm.states import RESTING, State
-from otaflow.ucm.table import TABLE
+from otaflow.ucm.table import TABLE, Row
 
 log = logging.getLogger("otaflow.ucm")
 
@@ -274,13 +274,18 @@ class Ucm:
         with self.deciding:
             self._go(event, facts)
 
-    def _go(self, event: str, facts: dict[str, Any]) -> None:
+    def check(self, event: str) -> Row:
+        """The table's row for `event` in the present state. Raises the error with which it refuses a client's call."""
         row = TABLE[self.state, event]
         if event.startswith("<") and row.error:
             raise getattr(errors, row.error)(
                 f"cannot {event[1:]}: the update manager is {self.state}",
                 hint="`otaflow status` shows what is going on",
             )
+        return row
+
+    def _go(self, event: str, facts: dict[str, Any]) -> None:
+        row = self.check(event)
         others = len(self.journal.session.processed) > 0
         following = row.resolve(processed=others)
         if following is self.state and not facts:

@@ -16,19 +16,21 @@ from typing import Any
 
 from otaflow import errors, progress
 from otaflow.action import Action
-from otaflow.journal import now
+from otaflow.agent.reports import Report, report_changes, report_clusters, report_history, report_packages
+from otaflow.agent.subscription import Subscription
+from otaflow.agent.visible import Shown, Visible
 from otaflow.package.extract import read_metadata
 from otaflow.package.versions import newer
 from otaflow.platform.device import Device, using
 from otaflow.repo.choice import Target
 from otaflow.repo.client import open_repository
-from otaflow.service import Restarting, Runs, Superseded, Ucm, Work
+from otaflow.service import Restarting, Superseded, Ucm, Work
 from otaflow.transfer import PackageLogs, Transfers
 from otaflow.ucm.states import State
 
 log = logging.getLogger("otaflow.agent")
 
-Connect = Callable[[], Runs]
+Connect = Callable[[], Shown]
 """Connects to Prefect; raises whatever is wrong while that is away."""
 
 RECONNECT_SECONDS = 10.0
@@ -37,37 +39,15 @@ WEIGHT = {"extract_package": 10, "copy_active_slot": 20, "back_up_incremental": 
 """How far the processing is, in percent, when a step is done; the program's own share is the rest."""
 
 
-class Subscription:
-    """The status changes since it was made, at most the newest hundred for a reader that is slow."""
-
-    def __init__(self) -> None:
-        self.queue: queue.Queue[dict[str, Any]] = queue.Queue(maxsize=100)
-
-    def put(self, status: dict[str, Any]) -> None:
-        """Add a status; the oldest goes where there is no room."""
-        while True:
-            try:
-                self.queue.put_nowait(status)
-                return
-            except queue.Full:
-                with suppress(queue.Empty):
-                    self.queue.get_nowait()
-
-    def get(self, timeout: float) -> dict[str, Any] | None:
-        """The next status, or None after `timeout` seconds without one."""
-        try:
-            return self.queue.get(timeout=timeout)
-        except queue.Empty:
-            return None
-
-
 class Agent:
     """One device's agent. `start` and `stop` enclose its life."""
 
     def __init__(self, device: Device, connect: Connect | None = None) -> None:
         self.device = device
         self.ucm = Ucm(device)
-        self.transfers = Transfers(device.cache / "transfers", timeout_seconds=device.config.api.transfer_timeout_seconds)
+        self.transfers = Transfers(
+            device.cache / "transfers", timeout_seconds=device.config.api.transfer_timeout_seconds
+        )
         self.logs = PackageLogs(device.nvm / "packages")
         self._connect = connect
         self._work: queue.Queue[tuple[Work, Future[None]] | None] = queue.Queue()
@@ -91,7 +71,7 @@ class Agent:
         self._mark_interrupted_packages()
         progress.subscribe(self._hear)
         if self.ucm.state is State.VERIFYING:
-            self._submit(self.ucm.go_on if self._unattended() else self.ucm.verify)
+            self._submit(self.ucm.go_on if self.ucm.journal.session.unattended else self.ucm.verify)
         for target in (self._run_worker, self._keep_house):
             thread = threading.Thread(target=target, name=target.__name__, daemon=True)
             thread.start()
@@ -103,6 +83,8 @@ class Agent:
         self._work.put(None)
         for thread in self._threads:
             thread.join()
+        if isinstance(self.ucm.runs, Visible):
+            self.ucm.runs.close()
         progress.unsubscribe(self._hear)
         self.device.lock.release()
 
@@ -148,6 +130,7 @@ class Agent:
     def process(self, id: str) -> Future[None]:
         """ProcessSwPackage. Answers on reaching Ready."""
         with self.ucm.deciding:
+            self.ucm.check("<ProcessSwPackage")
             work = self.ucm.begin_process(self._action(id))
             self._percent = 0
             if id in {package.id for package in self.transfers.packages()}:
@@ -197,49 +180,21 @@ class Agent:
             return 100
         return self._percent if state == "kProcessing" else 0
 
-    def clusters(self) -> list[dict[str, Any]]:
-        """GetSwClusterInfo: the clusters that are present."""
-        system = self.device.running_system()
-        return [{"name": system.name, "version": system.version, "state": "kPresent"}]
+    def clusters(self) -> Report:
+        """GetSwClusterInfo."""
+        return report_clusters(self.device)
 
-    def cluster_changes(self) -> list[dict[str, Any]]:
-        """GetSwClusterChangeInfo: what this session adds, updates or removes."""
-        session = self.ucm.journal.session
-        if self.ucm.state is State.IDLE:
-            return []
-        present = {cluster["name"] for cluster in self.clusters()}
-        actions = [session.actions[place] for place in session.processed]
-        return [
-            {
-                "name": action.name,
-                "version": action.version,
-                "state": "kUpdating" if action.name in present else "kAdded",
-            }
-            for action in actions
-        ]
+    def cluster_changes(self) -> Report:
+        """GetSwClusterChangeInfo."""
+        return report_changes(self.device)
 
-    def packages(self) -> list[dict[str, Any]]:
-        """GetSwPackages: every package in the cache, with where its transfer is to go on."""
-        return [
-            {
-                "id": package.id,
-                "name": package.name,
-                "version": package.version,
-                "state": package.state,
-                "consecutiveBytesReceived": package.consecutive_bytes_received,
-                "consecutiveBlocksReceived": package.consecutive_blocks_received,
-            }
-            for package in self.transfers.packages()
-        ]
+    def packages(self) -> Report:
+        """GetSwPackages."""
+        return report_packages(self.transfers.packages())
 
-    def history(self, since: str | None, until: str | None) -> list[dict[str, Any]]:
-        """GetHistory: oldest first; `since` and `until` are RFC 3339 and included."""
-        first, last = (_time(limit) for limit in (since, until))
-        return [
-            {name: record[name] for name in ("time", "name", "version", "action", "resolution", "error") if name in record}
-            for record in self.device.history.read()
-            if (first is None or _time(record["time"]) >= first) and (last is None or _time(record["time"]) <= last)
-        ]
+    def history(self, since: str | None, until: str | None) -> Report:
+        """GetHistory. Raises GeneralReject for a time that is none."""
+        return report_history(self.device, since, until)
 
     def set_log_level(self, id: str, level: int) -> None:
         """SetLogLevel."""
@@ -283,7 +238,6 @@ class Agent:
                 self.transfers.mark(id, "kTransferred")
                 self.logs.write(id, 2, f"not processed: {error}")
             raise
-        self.ucm.journal.note(unattended=False)
         self.transfers.mark(id, "kProcessed")
         self.logs.write(id, 4, "processed")
 
@@ -313,7 +267,9 @@ class Agent:
             return Action(kind="up", name="unknown", version="unknown", facts=refusal)
         if package.state != "kTransferred":
             refusal = {"refused": f"cannot process {id}: its transfer is {package.state}"}
-            return Action(kind="up", name=package.name or "unknown", version=package.version or "unknown", facts=refusal)
+            return Action(
+                kind="up", name=package.name or "unknown", version=package.version or "unknown", facts=refusal
+            )
         path = self.transfers.path(id)
         metadata = read_metadata(path)
         return Action(
@@ -348,12 +304,11 @@ class Agent:
 
     # --- inside: the house ------------------------------------------------------------------------------------------
 
-    def _unattended(self) -> bool:
-        return bool(self.ucm.journal.session.notes.get("unattended", True))
-
     def _mark_interrupted_packages(self) -> None:
         """A package that was being processed when the agent died is there to be processed again."""
-        processed = {action.package for action, _ in self.ucm.processed()} if self.ucm.state is not State.IDLE else set()
+        processed = (
+            {action.package for action, _ in self.ucm.processed()} if self.ucm.state is not State.IDLE else set()
+        )
         for package in self.transfers.packages():
             if package.state in ("kProcessing", "kProcessed"):
                 here = str(self.transfers.path(package.id)) in processed
@@ -366,7 +321,7 @@ class Agent:
         while not self._ended.is_set():
             if not connected and self._connect:
                 try:
-                    self.ucm.runs = self._connect()
+                    self.ucm.runs = Visible(self._connect(), self._press, lambda: self.ucm.state)
                     connected = True
                 except Exception as error:
                     log.warning("Prefect is away: %s", error)
@@ -375,6 +330,13 @@ class Agent:
                 for id in self.transfers.expire():
                     log.warning("the transfer %s was idle for too long and is given up", id)
             self._ended.wait(RECONNECT_SECONDS)
+
+    def _press(self, call: str) -> None:
+        """A button of Prefect's that means the method `call`. Raises the UcmError that refuses it."""
+        if call == "cancel":
+            self.cancel(self._processing[0] if self._processing else "")
+        else:
+            getattr(self, call)()
 
     def _hear(self, event: progress.Event) -> None:
         """What the phases tell: to the watchers, the package's log and the progress."""
@@ -398,15 +360,3 @@ def _answer_cancel(answer: Future[None], processed: Future[None]) -> None:
         answer.set_result(None)
     else:
         answer.set_exception(errors.CancelFailed("cannot Cancel: the processing had ended before it could be stopped"))
-
-
-def _time(text: str | None) -> Any:
-    from datetime import datetime
-
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise errors.GeneralReject(f"cannot read the time {text!r}: it is not RFC 3339") from error
-    return moment if moment.tzinfo else moment.replace(tzinfo=datetime.fromisoformat(now()).tzinfo)

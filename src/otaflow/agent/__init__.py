@@ -1,0 +1,1 @@
+"""The agent of a device: one process that decides, works and answers."""

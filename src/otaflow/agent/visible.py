@@ -1,0 +1,104 @@
+"""The agent in Prefect: states are shown without making a caller wait, and Prefect's own buttons are UCM events.
+
+A person presses Resume or Cancel on the session's page; Prefect changes the run's state. Here that change is noticed,
+passed through the transition table as the event that it means, and the right state is put back. Nothing bypasses the
+table: what it forbids is put back too, with a line in the run's log that says why.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from otaflow.errors import UcmError
+from otaflow.flows.phase import Phase
+from otaflow.ucm.states import State
+
+log = logging.getLogger("otaflow.agent")
+
+FLUSH_SECONDS = 5.0
+LOOK_SECONDS = 1.0
+
+RESUME = {State.READY: "activate", State.ACTIVATED: "finish", State.ROLLED_BACK: "finish"}
+CANCEL = {
+    State.PROCESSING: "cancel",
+    State.READY: "revert",
+    State.ACTIVATED: "rollback",
+    State.VERIFYING: "rollback",
+    State.ROLLING_BACK_FAILED: "rollback",
+}
+"""What each button means in each state (design: UI buttons are UCM events); elsewhere it means nothing."""
+
+
+class Shown(Protocol):
+    """What is needed of `otaflow.flows.session.PrefectRuns`."""
+
+    def publish(self, state: State, message: str) -> None: ...
+    def run(self, phase: Phase[..., Any], parameters: dict[str, Any]) -> Any: ...
+    def pressed(self) -> str | None: ...
+    def put_back(self, why: str) -> None: ...
+    def close(self) -> None: ...
+
+
+class Visible:
+    """A `Runs` that shows states from a thread of its own, and listens for the buttons in it."""
+
+    def __init__(self, runs: Shown, ask: Callable[[str], None], state: Callable[[], State]) -> None:
+        """`ask` calls the agent's method of that name, and raises the UcmError that refuses it."""
+        self.runs = runs
+        self._ask, self._state = ask, state
+        self._due = threading.Event()
+        self._shown = threading.Event()
+        self._shown.set()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._go, name="otaflow-visible", daemon=True)
+        self._thread.start()
+
+    def publish(self, state: State, message: str) -> None:
+        """Show the session's states soon; the journal says which are due."""
+        self._shown.clear()
+        self._due.set()
+
+    def run(self, phase: Phase[..., Any], parameters: dict[str, Any]) -> Any:
+        """Run a phase as a flow run, once the session's run is there to hang it on."""
+        self._shown.wait(FLUSH_SECONDS)
+        return self.runs.run(phase, parameters)
+
+    def close(self) -> None:
+        """Show what is due, and end."""
+        self._shown.wait(FLUSH_SECONDS)
+        self._ended.set()
+        self._due.set()
+        self._thread.join()
+        self.runs.close()
+
+    def _go(self) -> None:
+        while not self._ended.is_set():
+            if self._due.wait(LOOK_SECONDS):
+                self._due.clear()
+                self.runs.publish(self._state(), "")
+                if not self._due.is_set():
+                    self._shown.set()
+            elif self._state() is not State.IDLE:
+                self._look()
+
+    def _look(self) -> None:
+        """Take a button that was pressed as the event it means."""
+        try:
+            button = self.runs.pressed()
+        except Exception as error:
+            log.debug("cannot look at the session's run now: %s", error)
+            return
+        if button is None:
+            return
+        state = self._state()
+        call = (RESUME if button == "Resume" else CANCEL).get(state)
+        why = ""
+        if call is None:
+            why = f"{button} means nothing while the update manager is {state}"
+        else:
+            try:
+                self._ask(call)
+            except UcmError as error:
+                why = f"{button} was refused: {error}"
+        self.runs.put_back(why)
