@@ -1,0 +1,172 @@
+"""What the interface's methods take and give (docs/spec/ucm-api.md), as pydantic models.
+
+What is taken is checked strictly: a field we do not know, or of another type, is refused. What is given may have more
+fields than are written here.
+"""
+
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+
+from otaflow.ucm.states import State
+
+_RFC3339 = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)[Tt ]([01]\d|2[0-3]):([0-5]\d):([0-5]\d|60)(?:\.(\d{1,30}))?"
+    r"([Zz]|[+-]([01]\d|2[0-3]):[0-5]\d)",
+    re.ASCII,
+)
+
+
+def _to_utc(text: str) -> str:
+    """An RFC 3339 time as UTC with milliseconds, as the history's are. ValueError when it is none."""
+    parts = _RFC3339.fullmatch(text)
+    if parts is None:
+        raise ValueError("must be a time of RFC 3339, as 2026-01-31T12:00:00Z")
+    year, month, day, hour, minute, second, fraction, zone, _ = parts.groups()
+    # year 0 and the leap second are RFC 3339, but not Python's
+    plain = f"{max(int(year), 1):04}-{month}-{day}T{hour}:{minute}:{min(int(second), 59):02}"
+    moment = datetime.fromisoformat(f"{plain}.{(fraction or '0'):0<6.6}{zone.upper().replace('Z', '+00:00')}")
+    try:
+        moment = moment.astimezone(UTC)
+    except OverflowError:  # the first or the last day there is
+        moment = moment.replace(tzinfo=UTC)
+    return moment.strftime(f"{moment.year:04}-%m-%dT%H:%M:%S.{moment.microsecond // 1000:03}Z")
+
+
+Id = Annotated[str, Field(max_length=255, description="The transfer's id, which TransferStart gave.")]
+Time = Annotated[
+    str,
+    Field(max_length=64),
+    AfterValidator(_to_utc),
+    WithJsonSchema({"type": "string", "format": "date-time", "maxLength": 64}),
+]
+Level = Annotated[int, Field(ge=0, le=6, description="0 off, 1 fatal, 2 error, 3 warn, 4 info, 5 debug, 6 verbose.")]
+
+
+class Taken(BaseModel):
+    """What a client sends: strict."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Nothing(Taken):
+    """No parameters."""
+
+
+class TransferStartIn(Taken):
+    size: int = Field(ge=1, description="Bytes of the whole package.")
+
+
+class IdIn(Taken):
+    id: Id
+
+
+class TransferDataIn(Taken):
+    id: Id
+    blockCounter: int = Field(description="1 for the first block, one more for each that follows.")
+
+
+class GetHistoryIn(Taken):
+    since: Time | None = Field(default=None, description="Only actions at or after this time.")
+    until: Time | None = Field(default=None, description="Only actions at or before this time.")
+
+
+class SetLogLevelIn(Taken):
+    id: Id
+    level: Level
+
+
+class EventsIn(Taken):
+    current: bool = Field(default=False, strict=False, description="Send the present status first.")
+
+
+class Given(BaseModel):
+    """What a client gets; more may be added."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Empty(Given):
+    """Done."""
+
+
+class Error(Given):
+    """What was refused."""
+
+    error: str = Field(description="The error's name.")
+    code: int = Field(description="The error's number.")
+    message: str = Field(description="What was refused, why, and what to do.")
+
+
+class Status(Given):
+    status: State
+    session: str | None = Field(description="The session's id; null in Idle.")
+
+
+class TransferStartOut(Given):
+    id: str
+    blockSize: int = Field(description="The largest block that is taken, in bytes.")
+
+
+class TransferDataOut(Given):
+    consecutiveBytesReceived: int = Field(description="Bytes from the package's beginning that are safe on the disk.")
+
+
+class Progress(Given):
+    progress: int = Field(ge=0, le=100, description="Percent.")
+
+
+class Cluster(Given):
+    name: str
+    version: str
+    state: Literal["kPresent", "kAdded", "kUpdating", "kRemoved"]
+
+
+class Clusters(Given):
+    clusters: list[Cluster]
+
+
+class Package(Given):
+    id: str
+    name: str | None = Field(description="Null as long as it is not known.")
+    version: str | None
+    state: Literal["kTransferring", "kTransferred", "kProcessing", "kProcessed"]
+    consecutiveBytesReceived: int
+    consecutiveBlocksReceived: int
+
+
+class Packages(Given):
+    packages: list[Package]
+
+
+class HistoryEntry(Given):
+    time: str = Field(json_schema_extra={"format": "date-time"})
+    name: str
+    version: str
+    action: str
+    resolution: Literal["kActivated", "kActivatedAndRolledBack", "kVerificationFailed", "kFailed"]
+    error: str | None = Field(default=None, description="The error's name, where there was one.")
+
+
+class History(Given):
+    history: list[HistoryEntry]
+
+
+class LogEntry(Given):
+    time: str = Field(json_schema_extra={"format": "date-time"})
+    level: Level
+    message: str
+
+
+class Log(Given):
+    log: list[LogEntry]
+
+
+def describe_refusal(errors: Any) -> str:
+    """The first of pydantic's errors, for a person. The client's own input is not repeated."""
+    first = errors[0]
+    place = ".".join(str(part) for part in first["loc"])[:80]
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message

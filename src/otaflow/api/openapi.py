@@ -1,0 +1,93 @@
+"""The OpenAPI of the interface: every answer that there can be, from the same table that the application runs on."""
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from otaflow.api import models
+from otaflow.api.methods import Method, http_status
+
+_ALWAYS = {
+    401: "No valid credentials (TCP only).",
+    422: "GeneralReject: the request is malformed.",
+    500: "GeneralReject: something failed that has no name of its own.",
+}
+
+
+def describe(method: Method, block_size: int = 0) -> dict[str, Any]:
+    """What FastAPI is told about a method; with `block_size` its body is a raw block and its parameters the query's."""
+    schema = method.takes.model_json_schema()
+    if block_size:
+        extra: dict[str, Any] = {
+            "parameters": _parameters(method.takes),
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "application/octet-stream": {
+                        "schema": {"type": "string", "format": "binary", "maxLength": block_size},
+                    }
+                },
+            },
+        }
+    else:
+        required = bool(schema.get("required"))
+        extra = {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
+    return {
+        "methods": ["POST"],
+        "operation_id": method.name,
+        "summary": method.about,
+        "response_model": method.gives,
+        "responses": _answers(method),
+        "openapi_extra": extra,
+    }
+
+
+def describe_status() -> dict[str, Any]:
+    """The field CurrentStatus."""
+    return {
+        "methods": ["GET"],
+        "operation_id": "CurrentStatus",
+        "summary": "The UCM's state, and the session it is in.",
+        "response_model": models.Status,
+        "responses": _answers(None),
+    }
+
+
+def describe_events() -> dict[str, Any]:
+    """The stream of CurrentStatus."""
+    stream = {"text/event-stream": {"schema": {"type": "string"}}}
+    return {
+        "methods": ["GET"],
+        "operation_id": "CurrentStatusEvents",
+        "summary": "Each change of CurrentStatus as a server-sent event, whose data is the same object.",
+        "response_model": None,
+        "responses": _answers(None) | {200: {"content": stream, "description": "The stream, which does not end."}},
+        "openapi_extra": {"parameters": _parameters(models.EventsIn)},
+    }
+
+
+def make_schema(app: FastAPI) -> dict[str, Any]:
+    """The whole document."""
+    schema = app.openapi()
+    events = schema["paths"]["/ucm/CurrentStatus/events"]["get"]
+    events["responses"]["200"]["content"].pop("application/json", None)
+    return schema
+
+
+def _answers(method: Method | None) -> dict[int | str, dict[str, Any]]:
+    names: dict[int, list[str]] = {}
+    for kind in method.errors if method else ():
+        names.setdefault(http_status(kind), []).append(f"{kind.__name__} ({kind.code})")
+    told = {status: ", ".join(them) + "." for status, them in names.items()}
+    for status, text in _ALWAYS.items():
+        told[status] = f"{told[status]} {text}" if status in told else text
+    return {status: {"model": models.Error, "description": told[status]} for status in sorted(told)}
+
+
+def _parameters(model: type[models.Taken]) -> list[dict[str, Any]]:
+    schema = model.model_json_schema()
+    required = schema.get("required", [])
+    return [
+        {"name": name, "in": "query", "required": name in required, "schema": {**field}}
+        for name, field in schema["properties"].items()
+    ]

@@ -1,0 +1,72 @@
+"""What the interface needs of the agent: the methods of the UCM, in Python's words.
+
+Every method raises `otaflow.errors.UcmError` (its class's name and code are the answer). Arguments come from clients:
+an id is any string up to 255 characters, a block counter any integer; the service decides whether they mean anything.
+"""
+
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+Fields = dict[str, Any]
+"""A JSON object, as docs/spec/ucm-api.md describes it."""
+
+
+class Subscription(Protocol):
+    """A place in the row of those who are told each change of the status."""
+
+    def get(self, timeout: float) -> Fields | None:
+        """The next change, `{"status", "session"}`; None when there was none in `timeout` seconds."""
+
+
+class UcmService(Protocol):
+    """The agent, as the interface sees it. Any thread may call any method.
+
+    The methods that give a Future raise at once what the state forbids; the Future is done when the call is to be
+    answered, and giving up waiting for it changes nothing.
+    """
+
+    def status(self) -> Fields:
+        """`{"status": "Idle", "session": None | str}`."""
+
+    def subscribe(self) -> AbstractContextManager[Subscription]:
+        """Be told each change of the status from now on."""
+
+    def transfer_start(self, size: int) -> tuple[str, int]:
+        """Reserve `size` bytes; the transfer's id, and the largest block that it takes."""
+
+    def transfer_data(self, id: str, block_counter: int, block: bytes) -> int:
+        """Take a block; returns how many bytes are there without a gap. Blocks until they are on the disk."""
+
+    def transfer_exit(self, id: str) -> None:
+        """All was sent: the package is checked. Blocks."""
+
+    def delete_transfer(self, id: str) -> None: ...
+
+    def process(self, id: str) -> Future[None]: ...
+
+    def cancel(self, id: str) -> Future[None]: ...
+
+    def activate(self) -> Future[None]: ...
+
+    def rollback(self) -> Future[None]: ...
+
+    def revert(self) -> Future[None]: ...
+
+    def finish(self) -> Future[None]: ...
+
+    def progress(self, id: str) -> int:
+        """0 to 100."""
+
+    def clusters(self) -> list[Fields]: ...
+
+    def cluster_changes(self) -> list[Fields]: ...
+
+    def packages(self) -> list[Fields]: ...
+
+    def history(self, since: str | None, until: str | None) -> list[Fields]:
+        """The actions in [since, until], oldest first. Both are RFC 3339 in UTC: `2026-01-31T12:00:00.000Z`."""
+
+    def set_log_level(self, id: str, level: int) -> None: ...
+
+    def log(self, id: str) -> list[Fields]: ...
