@@ -5,6 +5,7 @@ runs the phases. What it must remember is in the journal, the transfers and the 
 """
 
 import logging
+import os
 import queue
 import threading
 import time
@@ -22,10 +23,12 @@ from otaflow.agent.visible import Shown, Visible
 from otaflow.package.extract import read_metadata
 from otaflow.package.versions import newer
 from otaflow.platform.device import Device, using
-from otaflow.repo.choice import Target
+from otaflow.progress import Event
 from otaflow.repo.client import open_repository
 from otaflow.service import Restarting, Superseded, Ucm, Work
-from otaflow.transfer import PackageLogs, Transfers
+from otaflow.transfer.cached import PackageState
+from otaflow.transfer.logs import PackageLogs
+from otaflow.transfer.store import Accepted, Transfers
 from otaflow.ucm.states import State
 
 log = logging.getLogger("otaflow.agent")
@@ -45,8 +48,9 @@ class Agent:
     def __init__(self, device: Device, connect: Connect | None = None) -> None:
         self.device = device
         self.ucm = Ucm(device)
+        bounds = device.config.transfer
         self.transfers = Transfers(
-            device.cache / "transfers", timeout_seconds=device.config.api.transfer_timeout_seconds
+            device.cache / "transfers", quota=bounds.quota_bytes, timeout_seconds=bounds.timeout_seconds
         )
         self.logs = PackageLogs(device.nvm / "packages")
         self._connect = connect
@@ -77,12 +81,15 @@ class Agent:
             thread.start()
             self._threads.append(thread)
 
-    def stop(self) -> None:
-        """End cleanly: no step is undone by it. Work in hand is finished; what waits in the journal is left to recovery."""
+    def stop(self, seconds: float = 60.0) -> None:
+        """End cleanly: no step is undone by it; work in hand has `seconds` to finish, the rest is left to recovery."""
         self._ended.set()
         self._work.put(None)
         for thread in self._threads:
-            thread.join()
+            thread.join(seconds)
+        if any(thread.is_alive() for thread in self._threads):
+            log.warning("the work in hand takes too long: it is left to recovery")
+            os._exit(0)
         if isinstance(self.ucm.runs, Visible):
             self.ucm.runs.close()
         progress.unsubscribe(self._hear)
@@ -110,6 +117,7 @@ class Agent:
     def transfer_start(self, size: int) -> tuple[str, int]:
         """TransferStart. Raises InsufficientMemory."""
         started = self.transfers.start(size)
+        self.logs.add(started.id)
         return started.id, started.block_size
 
     def transfer_data(self, id: str, block_counter: int, block: bytes) -> int:
@@ -134,7 +142,7 @@ class Agent:
             work = self.ucm.begin_process(self._action(id))
             self._percent = 0
             if id in {package.id for package in self.transfers.packages()}:
-                self.transfers.mark(id, "kProcessing")
+                self.transfers.mark(id, PackageState.PROCESSING)
             future = self._submit(lambda: self._process(id, work))
             self._processing = (id, future)
             return future
@@ -176,9 +184,9 @@ class Agent:
     def progress(self, id: str) -> int:
         """GetSwProcessProgress: 0 to 100."""
         state = self.transfers.get(id).state
-        if state == "kProcessed":
+        if state == PackageState.PROCESSED:
             return 100
-        return self._percent if state == "kProcessing" else 0
+        return self._percent if state == PackageState.PROCESSING else 0
 
     def clusters(self) -> Report:
         """GetSwClusterInfo."""
@@ -235,10 +243,10 @@ class Agent:
             work()
         except BaseException as error:
             if known:
-                self.transfers.mark(id, "kTransferred")
+                self.transfers.mark(id, PackageState.TRANSFERRED)
                 self.logs.write(id, 2, f"not processed: {error}")
             raise
-        self.transfers.mark(id, "kProcessed")
+        self.transfers.mark(id, PackageState.PROCESSED)
         self.logs.write(id, 4, "processed")
 
     def _activate(self, work: Work) -> None:
@@ -247,12 +255,12 @@ class Agent:
 
     def _ending(self, work: Work) -> Work:
         """`work` that ends the session: its packages have served."""
-        packages = [package.id for package in self.transfers.packages() if package.state == "kProcessed"]
+        packages = [package.id for package in self.transfers.packages() if package.state == PackageState.PROCESSED]
 
         def end() -> None:
             work()
             for id in packages:
-                self.transfers.mark(id, "kTransferred")
+                self.transfers.mark(id, PackageState.TRANSFERRED)
                 if self.ucm.journal.session.kept:
                     self.transfers.delete(id)
 
@@ -265,7 +273,7 @@ class Agent:
             package = self.transfers.get(id)
         except errors.InvalidTransferId:
             return Action(kind="up", name="unknown", version="unknown", facts=refusal)
-        if package.state != "kTransferred":
+        if package.state != PackageState.TRANSFERRED:
             refusal = {"refused": f"cannot process {id}: its transfer is {package.state}"}
             return Action(
                 kind="up", name=package.name or "unknown", version=package.version or "unknown", facts=refusal
@@ -281,7 +289,7 @@ class Agent:
             facts={"from_version": self.device.running_system().version},
         )
 
-    def _accept(self, path: Path) -> Target:
+    def _accept(self, path: Path) -> Accepted:
         """Whether a transferred file may be processed: signed, understood, and not older than what is installed."""
         with open_repository(self.device.config) as repository:
             try:
@@ -300,7 +308,7 @@ class Agent:
                 f"cannot accept {metadata.name} {metadata.version}: {installed.version} is installed",
                 hint="an update must be higher than what is installed",
             )
-        return target
+        return Accepted(metadata.name, metadata.version)
 
     # --- inside: the house ------------------------------------------------------------------------------------------
 
@@ -310,9 +318,9 @@ class Agent:
             {action.package for action, _ in self.ucm.processed()} if self.ucm.state is not State.IDLE else set()
         )
         for package in self.transfers.packages():
-            if package.state in ("kProcessing", "kProcessed"):
+            if package.state in (PackageState.PROCESSING, PackageState.PROCESSED):
                 here = str(self.transfers.path(package.id)) in processed
-                self.transfers.mark(package.id, "kProcessed" if here else "kTransferred")
+                self.transfers.mark(package.id, PackageState.PROCESSED if here else PackageState.TRANSFERRED)
 
     def _keep_house(self) -> None:
         """Connect to Prefect as soon as it is there, and let go of zombie transfers."""
@@ -338,7 +346,7 @@ class Agent:
         else:
             getattr(self, call)()
 
-    def _hear(self, event: progress.Event) -> None:
+    def _hear(self, event: Event) -> None:
         """What the phases tell: to the watchers, the package's log and the progress."""
         if event.kind == "state":
             status = self.status()

@@ -5,7 +5,7 @@ from typing import Any
 
 from otaflow.errors import GeneralReject
 from otaflow.platform.device import Device
-from otaflow.transfer import PackageInfo
+from otaflow.transfer.cached import PackageInfo
 from otaflow.ucm.states import State
 
 Report = list[dict[str, Any]]

@@ -31,6 +31,8 @@ COMMANDS = {
         "clean-up": ("update:clean_up", "Remove full backups and snapshots whose time is over."),
         "recover": ("update:recover", "Finish or take back what a power cut interrupted; run at boot."),
         "resume": ("update:resume", "After the restart: verify the system that is on trial."),
+        "agent": ("agent:agent", "Run the update manager as a service, with its HTTP interface."),
+        "ucm": ("ucm:app", "Call the update manager's methods."),
         "device": ("device:app", "Make a device."),
     },
     MAKER: {

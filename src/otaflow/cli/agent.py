@@ -1,0 +1,53 @@
+"""`otaflow agent`: the process that decides, works and answers for one device."""
+
+import signal
+import threading
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from otaflow.cli.common import ConfigFile
+from otaflow.work import load_device, prepare_prefect
+
+if TYPE_CHECKING:
+    from otaflow.flows.session import PrefectRuns
+    from otaflow.platform.device import Device
+
+DRAIN_SECONDS = 60.0
+"""How long SIGTERM waits for work in hand; what is not done then is left to recovery, not taken back."""
+
+
+def agent(*, config: ConfigFile = None) -> None:
+    """Run the device's update manager until SIGTERM: its HTTP interface, its work, its runs in Prefect.
+
+    It holds the device: a second agent is refused. It starts in whatever state the device was left in. No step is
+    undone by its end; work in hand is finished, or left to recovery. Prefect may be away.
+    """
+    from otaflow.agent.agent import Agent
+    from otaflow.api.app import make_app
+    from otaflow.api.serve import Server, load_credentials
+
+    device = load_device(config)
+    prepare_prefect()
+    ended = threading.Event()
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        ended.set()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    the_agent = Agent(device, connect=lambda: _connect(device))
+    the_agent.start()
+    server = Server(make_app(the_agent, credentials=load_credentials(device.config)), device.config)
+    try:
+        server.start()
+        print(f"{device.config.device.name}: {the_agent.status()['status']}, answering on {server.socket}", flush=True)
+        ended.wait()
+        server.stop()
+    finally:
+        the_agent.stop(DRAIN_SECONDS)
+
+
+def _connect(device: "Device") -> "PrefectRuns":
+    from otaflow.work import connect_prefect
+
+    return connect_prefect(device)
