@@ -121,8 +121,9 @@ class Site:
         tls = self.repository / "tls"
         pair = certificates.make_server_certificate(certificates.make_authority(tls), tls, ["127.0.0.1", "localhost"])
         self.record["port"] = port = free_port()
-        serve = ["repo", "serve", self.repository, "--port", str(port), "--certificate", pair.certificate]
-        self._start("repository", [*_otaflow(), *serve, "--key", pair.key], {})
+        program = [sys.executable, "-c", "from otaflow.cli import main; main()"]
+        serve = [*program, "repo", "serve", str(self.repository), "--port", str(port)]
+        self._start("repository", [*serve, "--certificate", str(pair.certificate), "--key", str(pair.key)], {})
         return f"https://127.0.0.1:{port}"
 
     def start_prefect(self) -> str:
@@ -148,7 +149,7 @@ class Site:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _start(self, name: str, args: Sequence[str | Path], env: Mapping[str, str]) -> None:
+    def _start(self, name: str, args: Sequence[str], env: Mapping[str, str]) -> None:
         environment = {"HOME": str(self.folder), **env}
         server = start(args, env=environment, log=self.folder / f"{name}.log", outlives=self.outlives)
         self.record["servers"][name] = list(server)
@@ -196,10 +197,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _otaflow() -> list[str]:
-    return [sys.executable, "-c", "from otaflow.cli import main; main()"]
 
 
 def _answers(url: str) -> bool:
