@@ -30,6 +30,7 @@ def demo(
     *,
     keep: Annotated[bool, Parameter(negative=(), help="Leave the device and the servers running.")] = False,
     folder: Annotated[Path | None, Parameter(help="Make it in this new folder, not in a temporary one.")] = None,
+    directories: Annotated[bool, Parameter(negative=(), help="Make the device of directories, without btrfs.")] = False,
     remove: Annotated[Path | None, Parameter(help="Remove the demo that --keep left in this folder.")] = None,
     json: Json = False,
 ) -> None:
@@ -46,7 +47,7 @@ def demo(
 
     console = Console(stderr=json, highlight=False)
     with _stage(folder, keep=keep) as site:
-        answer = _tell_story(site, console)
+        answer = _tell_story(site, console, why_no_btrfs="not wanted" if directories else "")
         if json:
             print_json(answer)
         else:
@@ -88,7 +89,7 @@ def _drain() -> None:
         drain_prefect()
 
 
-def _tell_story(site: Site, console: "Console") -> dict[str, Any]:
+def _tell_story(site: Site, console: "Console", *, why_no_btrfs: str) -> dict[str, Any]:
     """Make everything, update, and say how it ended as plain data."""
     from otaflow import work
     from otaflow.cli.report import read_status
@@ -97,7 +98,7 @@ def _tell_story(site: Site, console: "Console") -> dict[str, Any]:
     began = time.monotonic()
     console.print("[bold]A device, a repository, its server[/]")
     api = _choose_prefect(site)
-    storage = site.make_storage()
+    storage = site.make_storage(why_no_btrfs)
     site.make_repository([GOOD, SICK])
     repository = site.start_repository()
     site.make_device()

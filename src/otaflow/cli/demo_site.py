@@ -78,17 +78,17 @@ class Site:
         if self.folder.exists():  # a folder without write permission in it, or a server's last words
             run(["rm", "-rf", "--", self.folder], timeout=60)
 
-    def make_storage(self) -> str:
-        """Give the device its storage: a btrfs of its own where that works; returns what it is, in words."""
+    def make_storage(self, why_no_btrfs: str = "") -> str:
+        """Give the device its storage: a btrfs of its own where that works and may be; returns what it is, in words."""
         self.device.mkdir()
-        why = self._why_no_btrfs()
+        why = why_no_btrfs or self._why_no_btrfs()
         if not why:
             try:
                 self._mount_btrfs()
             except CommandFailed as error:
                 why = str(error)
         self.record["kind"] = "directories" if why else "btrfs"
-        return f"directories ({why})" if why else "btrfs on a loop file"
+        return f"directories (btrfs: {why})" if why else "btrfs on a loop file"
 
     def make_repository(self, versions: list[str]) -> None:
         """Build the example's packages and publish them in a new repository."""
@@ -157,7 +157,7 @@ class Site:
 
     def _why_no_btrfs(self) -> str:
         if os.geteuid() != 0:
-            return "btrfs on a loop file needs root"
+            return "a loop file needs root"
         if shutil.which("mkfs.btrfs", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") is None:
             return "btrfs-progs is not installed"
         return "" if Path("/dev/loop-control").exists() else "there are no loop devices"
