@@ -78,14 +78,15 @@ class Worlds:
             self._made[kind] = world
         return self._made[kind]
 
-    def outcome(self, story: str, world: World) -> Picture:
-        """What a copy of `world` is after the story; told once for each kind."""
-        if (world.kind, story) not in self._outcomes:
-            other = world.copy(world.folder.parent / "told")
+    def outcome(self, story: str, kind: str) -> Picture:
+        """What the world of `kind` is after the story; told once."""
+        if (kind, story) not in self._outcomes:
+            template = self._made[kind]
+            other = template.copy(template.folder.parent / f"{template.folder.name} {story}")
             with contextlib.suppress(OtaflowError):
                 other.install(STORIES[story](other))
-            self._outcomes[world.kind, story] = other.outcome()
-        return self._outcomes[world.kind, story]
+            self._outcomes[kind, story] = other.outcome()
+        return self._outcomes[kind, story]
 
 
 @pytest.fixture(scope="session")
