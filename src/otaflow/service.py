@@ -271,7 +271,9 @@ class Ucm:
         try:
             if not self.run(roll_back, {}):
                 raise Restarting
-        except UndoFailed as error:
+        except Restarting:
+            raise
+        except Exception as error:
             self._fire("!RollingBackFailed", error=str(error))
             raise
         self._fire("$Success")
