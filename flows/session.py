@@ -6,8 +6,10 @@ without it. Nothing here decides anything.
 """
 
 import asyncio
+import contextvars
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from contextlib import ExitStack, suppress
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -17,6 +19,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import LogCreate
 from prefect.client.schemas.objects import State as RunState
 from prefect.client.schemas.objects import StateType
+from prefect.context import AsyncClientContext, SyncClientContext
 from prefect.flow_engine import run_flow
 from prefect.types import DateTime
 
@@ -40,6 +43,9 @@ TYPES = {
 }
 """Prefect's type for each UCM state; Idle ends the run, and its type says how."""
 
+BUSY_SECONDS = 0.02
+"""How long a server rests that is busy; four times as long each time it is busy again."""
+
 
 @flow(name="update session")
 def update_session(device: str, session: str, what: str) -> None:
@@ -58,12 +64,15 @@ class PrefectRuns:
         """Connect to PREFECT_API_URL, or to Prefect's own embedded server, which is started when there is none."""
         self.device = device
         self.journal = device.journal
-        self.client: SyncPrefectClient = get_client(sync_client=True)
-        self.client.__enter__()
+        self._context = ExitStack()
+        self.client = self._connect()
+        self.client._client.event_hooks["response"].append(rest_shortly)
+        self._phases = PhaseLoop()
 
     def close(self) -> None:
-        """Let go of the client."""
-        self.client.__exit__(None, None, None)
+        """Let go of the clients."""
+        self._phases.close()
+        self._context.close()
 
     def publish(self, state: State, message: str) -> None:
         """Show every transition that the API has not seen. Never raises: the journal is the truth."""
@@ -93,7 +102,9 @@ class PrefectRuns:
         phase.outcome = None
         try:
             flow_run = self._begin_phase(phase, parameters)
-            _run_to_end(lambda: run_flow(phase.flow, flow_run=flow_run, parameters=parameters, return_type="state"))
+            self._phases.run(
+                lambda: run_flow(phase.flow, flow_run=flow_run, parameters=parameters, return_type="state")
+            )
             self.journal.note(durable=False, phase_ended=str(flow_run.id))
         except Exception as error:
             if phase.outcome is None or phase.outcome.error is None or _is_api_trouble(error):
@@ -136,6 +147,15 @@ class PrefectRuns:
             log.warning("cannot put the session's state back in Prefect now: %s", error)
 
     # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _connect(self) -> SyncPrefectClient:
+        """A client that every step shares: making one of its own costs a step 45 ms (it reads all CAs)."""
+        try:
+            return self._context.enter_context(SyncClientContext.get_or_create()).client
+        except Exception as error:
+            # An API that is away may come back; what it should have seen is told it then.
+            log.warning("cannot reach Prefect's API now: %s", error)
+            return self._context.enter_context(get_client(sync_client=True))
 
     def _publish(self) -> None:
         session = self.journal.session
@@ -207,15 +227,68 @@ class PrefectRuns:
         return run
 
 
-def _run_to_end(start: Callable[[], Any]) -> Any:
-    """Run a coroutine in a loop of its own. Not asyncio.run: there Ctrl-C would wait for the phase's end."""
-    loop = asyncio.new_event_loop()
-    try:
-        return loop.run_until_complete(start())
-    finally:
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.run_until_complete(loop.shutdown_default_executor())
-        loop.close()
+class PhaseLoop:
+    """The event loop of the phases, one for all, so that they share one client with its connection.
+
+    Not asyncio.run: there Ctrl-C would wait for the phase's end.
+    """
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._context = contextvars.copy_context()
+        self._client: AsyncClientContext | None = None
+
+    def run(self, start: Callable[[], Any]) -> Any:
+        """Run a phase to its end."""
+        try:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._client = AsyncClientContext()
+                self._wait(self._client.__aenter__())
+                self._client.client._client.event_hooks["response"].append(arest_shortly)
+            return self._wait(start())
+        except BaseException:
+            # What was left waiting in the loop must not go on beside the next phase.
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the client and the loop; the next phase gets new ones. Never raises."""
+        if self._loop is None:
+            return
+        loop = self._loop
+        try:
+            with suppress(Exception):
+                if self._client:
+                    self._wait(self._client.__aexit__(None, None, None))
+                loop.run_until_complete(loop.shutdown_asyncgens())
+                loop.run_until_complete(loop.shutdown_default_executor())
+        finally:
+            loop.close()
+            self._loop = self._client = None
+            self._context = contextvars.copy_context()
+
+    def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """All in one context: the client is found in it."""
+        assert self._loop is not None
+        return self._loop.run_until_complete(self._loop.create_task(work, context=self._context))
+
+
+def rest_shortly(response: Any) -> None:
+    """Say how long a busy server wants to rest, where it does not say so itself.
+
+    With SQLite, Prefect's server refuses a writer at once, with a 503, while another one writes. That is over after
+    milliseconds; its client, told nothing, would wait for 2 s, in nearly every phase.
+    """
+    if response.status_code == 503 and "Retry-After" not in response.headers:
+        tries = response.request.extensions.setdefault("otaflow_tries", [])
+        response.headers["Retry-After"] = str(BUSY_SECONDS * 4 ** len(tries))
+        tries.append(response.status_code)
+
+
+async def arest_shortly(response: Any) -> None:
+    """The same for the client of the phases."""
+    rest_shortly(response)
 
 
 def _is_api_trouble(error: BaseException) -> bool:

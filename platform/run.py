@@ -121,6 +121,58 @@ def run(
     return Completed(status, lines.text)
 
 
+class Server(NamedTuple):
+    """A program that runs beside us: its process id and, since ids are used again, when it started (Unix time)."""
+
+    pid: int
+    started: float
+
+
+def start(args: Sequence[str | Path], *, env: Mapping[str, str], log: Path, outlives: bool = False) -> Server:
+    """Start a program that runs beside us, its output in the file `log`; it dies with us, unless it `outlives` us.
+
+    It does not hold the device's lock. CommandFailed when there is no such program.
+    """
+    import psutil  # slow to import, and rarely needed
+
+    words = [str(word) for word in args]
+    environment = clean_environment(env)
+    require_program(words[0], environment["PATH"])
+    with log.open("ab") as output:
+        child = subprocess.Popen(
+            words if outlives else ["setpriv", "--pdeathsig", "KILL", "--", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+    return Server(child.pid, psutil.Process(child.pid).create_time())
+
+
+def is_running(server: Server) -> bool:
+    """Whether the server runs, and not another process of its number."""
+    import psutil
+
+    with suppress(psutil.Error):
+        process = psutil.Process(server.pid)
+        return process.create_time() == server.started and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def stop(server: Server, *, timeout: float = 10) -> None:
+    """End a server of `start`: SIGTERM, after `timeout` seconds SIGKILL, to all that it started too."""
+    import psutil
+
+    if not is_running(server):
+        return
+    with suppress(psutil.Error):
+        process = psutil.Process(server.pid)
+        process.terminate()
+        process.wait(timeout)
+    kill_session(server.pid)
+
+
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of every child: our PATH (with the sbin folders), a fixed LANG, and `extra`."""
     paths = os.environ.get("PATH", DEFAULT_PATH).split(":")

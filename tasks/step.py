@@ -73,6 +73,7 @@ class Step(Generic[P, R]):
         self.key = key
         self.take_back: Callable[..., None] | None = None
         self.last_error: BaseException | None = None
+        self._tasks: dict[tuple[int, float], Task[P, R]] = {}
         self.__doc__ = do.__doc__
         self.__name__ = do.__name__
         STEPS[self.name] = self
@@ -83,10 +84,9 @@ class Step(Generic[P, R]):
         return function
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        retries, wait = self.limits()
         if in_flow_run():
-            return self.task.with_options(retries=retries, retry_delay_seconds=wait)(*args, **kwargs)
-        return _retrying(lambda: self.run(*args, **kwargs), retries, wait)
+            return self.task(*args, **kwargs)
+        return _retrying(lambda: self.run(*args, **kwargs), *self.limits())
 
     def run(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Do the step once, and record that it is done."""
@@ -136,26 +136,30 @@ class Step(Generic[P, R]):
         self.take_back(**memory)
         fault.point(f"undo.{self.name}.acted")
 
-    @cached_property
+    @property
     def task(self) -> "Task[P, R]":
-        """The step as a Prefect task. No cache: equal inputs of tasks made here would share a key and a result."""
-        return cast("Task[P, R]", self._make_task(self.run, self.title))
+        """The step as a Prefect task, made once for each pair of limits (making one takes Prefect 5 ms)."""
+        limits = self.limits()
+        if limits not in self._tasks:
+            self._tasks[limits] = cast("Task[P, R]", self._make_task(self.run, self.title, limits))
+        return self._tasks[limits]
 
     @cached_property
     def undo_task(self) -> "Task[..., None]":
         """The undo as a Prefect task."""
         assert self.take_back is not None
-        return self._make_task(self._take_back, f"undo: {self.title}")
+        return self._make_task(self._take_back, f"undo: {self.title}", self.limits())
 
-    def _make_task(self, function: Callable[..., Any], name: str) -> "Task[..., Any]":
+    def _make_task(self, function: Callable[..., Any], name: str, limits: tuple[int, float]) -> "Task[..., Any]":
+        """A Prefect task. No cache: equal inputs of tasks made here would share a key and a result."""
         from prefect import task
         from prefect.cache_policies import NO_CACHE
 
         make = task(
             name=name,
             task_run_name=name,
-            retries=self.limits()[0],
-            retry_delay_seconds=self.limits()[1],
+            retries=limits[0],
+            retry_delay_seconds=limits[1],
             retry_condition_fn=lambda _task, _run, _state: self.last_error is None or worth_retrying(self.last_error),
             cache_policy=NO_CACHE,
             persist_result=False,

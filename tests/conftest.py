@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +78,15 @@ class Worlds:
             self._made[kind] = world
         return self._made[kind]
 
-    def outcome(self, story: str, world: World) -> Picture:
-        """What a copy of `world` is after the story; told once for each kind."""
-        if (world.kind, story) not in self._outcomes:
-            other = world.copy(world.folder.parent / "told")
+    def outcome(self, story: str, kind: str) -> Picture:
+        """What the world of `kind` is after the story; told once."""
+        if (kind, story) not in self._outcomes:
+            template = self._made[kind]
+            other = template.copy(template.folder.parent / f"{template.folder.name} {story}")
             with contextlib.suppress(OtaflowError):
                 other.install(STORIES[story](other))
-            self._outcomes[world.kind, story] = other.outcome()
-        return self._outcomes[world.kind, story]
+            self._outcomes[kind, story] = other.outcome()
+        return self._outcomes[kind, story]
 
 
 @pytest.fixture(scope="session")
@@ -181,3 +182,15 @@ def otaflow(world: World) -> Any:
         return done
 
     return call
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where everything must run (OTAFLOW_REQUIRE=1, as in continuous integration), a skipped test is a failed one."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("OTAFLOW_REQUIRE") == "1":
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped, and nothing may be: {report.longrepr}"
+    return report

@@ -90,6 +90,16 @@ class Health(Section):
     wait_seconds: float = Field(default=1, ge=0)
 
 
+class Transfer(Section):
+    """`[transfer]`: bounds of packages that clients bring over the interface.
+
+    A transfer that is idle for `timeout_seconds` is given up; all of them together reserve at most `quota_bytes`.
+    """
+
+    timeout_seconds: float = Field(default=3600, gt=0)
+    quota_bytes: int | None = Field(default=None, gt=0)
+
+
 class Source(Section):
     """`[sources.NAME]`: a repository. `url` is its base: `metadata/` and `targets/` are below it.
 
@@ -182,6 +192,7 @@ class Config(Section):
     program: Program = Program()
     health: Health = Health()
     update: Update = Update()
+    transfer: Transfer = Transfer()
     api: Api = Api()
     sources: Annotated[dict[str, Source], Field(max_length=16)] = {}
 

@@ -369,8 +369,10 @@ class Ucm:
         try:
             if not self.run(roll_back, {}):
                 raise Restarting
-        except UndoFailed as error:
-            refusal = errors.NotAbleToRollback(f"cannot roll back: {error}", hint=error.hint)
+        except Restarting:
+            raise
+        except Exception as error:
+            refusal = errors.NotAbleToRollback(f"cannot roll back: {error}", hint=getattr(error, "hint", ""))
             untouched = before == [intent.id for intent in self.journal.open_intents()]
             if origin in (State.ACTIVATED, State.VERIFYING) and untouched:
                 self._fire(f"!NotAbleToRollback (from {origin})", error=str(refusal))

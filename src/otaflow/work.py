@@ -151,7 +151,8 @@ class ProcessingLog:
         if event.kind == "bytes":
             return
         session = self.device.journal.session.id or "device"
-        facts = " ".join(f"{key}={value}" for key, value in event.facts.items() if key not in ("processed", "action", "step"))
+        hidden = ("processed", "action", "step")
+        facts = " ".join(f"{key}={value}" for key, value in event.facts.items() if key not in hidden)
         from otaflow.journal import now
 
         with (self.device.logs / f"{session}.log").open("a") as file:

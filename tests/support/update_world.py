@@ -332,11 +332,12 @@ def recorded() -> dict[str, list[str]]:
     point, fault.point = fault.point, lambda name: names.append(name)
     try:
         with tempfile.TemporaryDirectory(prefix="otaflow-test-") as folder:
+            template = World(Path(folder, "template"), "directories", Packages(Path(folder, "packages")))
+            names: list[str] = []
+            template.make()
             for story, choose in STORIES.items():
-                names: list[str] = []
-                world = World(Path(folder, story), "directories", Packages(Path(folder, f"{story} packages")))
-                world.make()
-                names.clear()
+                world = template.copy(Path(folder, story))
+                names = []
                 with contextlib.suppress(OtaflowError):
                     world.install(choose(world))
                 passed[story] = list(dict.fromkeys(names))

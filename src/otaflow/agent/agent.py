@@ -141,8 +141,6 @@ class Agent:
             self.ucm.check("<ProcessSwPackage")
             work = self.ucm.begin_process(self._action(id))
             self._percent = 0
-            if id in {package.id for package in self.transfers.packages()}:
-                self.transfers.mark(id, PackageState.PROCESSING)
             future = self._submit(lambda: self._process(id, work))
             self._processing = (id, future)
             return future
@@ -238,8 +236,10 @@ class Agent:
                     future.set_result(None)
 
     def _process(self, id: str, work: Work) -> None:
-        known = id in {package.id for package in self.transfers.packages()}
+        known = any((p.id, p.state) == (id, PackageState.TRANSFERRED) for p in self.transfers.packages())
         try:
+            if known:
+                self.transfers.mark(id, PackageState.PROCESSING)
             work()
         except BaseException as error:
             if known:

@@ -53,12 +53,16 @@ def history(
         print_json([{key: value for key, value in record.items() if key != "key"} for record in records])
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("time", "action", "name", "version", "resolution", "why")
+    table = Table(
+        *(Column(name, no_wrap=True) for name in ("time (UTC)", "action", "version", "resolution")),
+        Column("why", ratio=1, overflow="fold"),
+    )
     for record in records:
-        cells = (record["time"], record["action"], record["name"], record["version"], record["resolution"])
-        table.add_row(*(str(cell) for cell in cells), str(record.get("why", "")))
+        time = str(record["time"])[:19].replace("T", " ")
+        cells = (time, record["action"], record["version"], record["resolution"], record.get("why", ""))
+        table.add_row(*(str(cell) for cell in cells))
     Console(highlight=False, markup=False).print(table)
 
 

@@ -58,12 +58,11 @@ class CachedPackage:
         self.info = _info(folder.name, cell)
 
     @classmethod
-    def create(cls, folder: Path, size: int, block_size: int, now: float) -> "CachedPackage":
+    def create(cls, folder: Path, number: int, size: int, block_size: int, now: float) -> "CachedPackage":
         """A new package of `size` bytes that are reserved on the disk. OSError leaves nothing behind."""
         new = folder.with_name(f"{folder.name}.new")
         record: Record = {"size": size, "block_size": block_size, "blocks": 0, "bytes": 0}
-        record |= {"started": now, "active": now}
-        record |= {"state": PackageState.TRANSFERRING, "name": "", "version": ""}
+        record |= {"number": number, "active": now, "state": PackageState.TRANSFERRING, "name": "", "version": ""}
         try:
             new.mkdir(mode=0o700)
             _allocate(new / "package", size)
@@ -92,9 +91,9 @@ class CachedPackage:
         return package
 
     @property
-    def started(self) -> float:
-        """When its transfer began, in seconds of the store's clock."""
-        return float(self._cell.record["started"])
+    def number(self) -> int:
+        """Its place in the order in which transfers were started."""
+        return int(self._cell.record["number"])
 
     def append(self, counter: int, block: bytes | memoryview, now: float) -> None:
         """Take block number `counter`; it is on the disk, then counted, when this returns.

@@ -112,10 +112,10 @@ class Transfers:
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise IncorrectSize(f"cannot start a transfer of {str(size)[:32]} bytes: a package has one byte at least")
         id = uuid4().hex
-        self._reserve(id, size)
+        number = self._reserve(id, size)
         try:
             with _no_room(f"start a transfer of {size} bytes"):
-                package = CachedPackage.create(self.folder / id, size, self.block_size, self.clock())
+                package = CachedPackage.create(self.folder / id, number, size, self.block_size, self.clock())
             with self._table:
                 self._packages[id] = package
         finally:
@@ -189,7 +189,7 @@ class Transfers:
         """All packages, those first whose transfer began first. Waits for no transfer."""
         with self._table:
             packages = list(self._packages.values())
-        return [package.info for package in packages]
+        return [package.info for package in sorted(packages, key=lambda each: each.number)]
 
     def get(self, id: str) -> PackageInfo:
         """One package. Raises InvalidTransferId."""
@@ -211,20 +211,20 @@ class Transfers:
 
     def _load(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        found = []
         for path in self.folder.iterdir():
             if _LEFT_OVER.fullmatch(path.name):
                 shutil.rmtree(path)
             elif _ID.fullmatch(path.name):
                 try:
-                    found.append(CachedPackage.open(path))
+                    package = CachedPackage.open(path)
                 except Damaged as error:
                     logger.warning("removed a package from the cache, the disk lost a part of it: %s", error)
                     shutil.rmtree(path)
+                    continue
+                package.active = self._active_after_restart(package.active)
+                self._packages[path.name] = package
         fsync_folder(self.folder)
-        for package in sorted(found, key=lambda each: each.started):
-            package.active = self._active_after_restart(package.active)
-            self._packages[package.info.id] = package
+        self._number = max((package.number for package in self._packages.values()), default=0)
 
     def _active_after_restart(self, active: float) -> float:
         """The clock may have been set back; and time in which we were not there is not held against a client alone."""
@@ -232,8 +232,11 @@ class Transfers:
         grace = min(GRACE_SECONDS, self.timeout_seconds)
         return max(min(active, now), now - self.timeout_seconds + grace)
 
-    def _reserve(self, id: str, size: int) -> None:
-        """Enter `size` into the table's sum. InsufficientMemory where quota, number or disk do not permit it."""
+    def _reserve(self, id: str, size: int) -> int:
+        """Enter `size` into the table's sum; gives the transfer's number.
+
+        Raises InsufficientMemory where the quota, the number of packages or the disk does not permit it.
+        """
         disk = os.statvfs(self.folder)
         doing = f"cannot start a transfer of {size} bytes"
         hint = "DeleteTransfer removes a package that is not needed"
@@ -250,6 +253,8 @@ class Transfers:
             if size > free:
                 raise InsufficientMemory(f"{doing}: {max(0, free)} bytes are free on the disk", hint=hint)
             self._starting[id] = size
+            self._number += 1
+            return self._number
 
     def _find(self, id: str, doing: str) -> CachedPackage:
         with self._table:

@@ -1,0 +1,48 @@
+# `make demo` and `make test` do all the set-up themselves. ARGS are passed on: make test ARGS="-k journal"
+BIN := .venv/bin
+READY := .venv/ready
+ARGS ?=
+
+help:
+	@echo "make demo       a good update, a sick one that is rolled back; ARGS=--keep leaves it all running"
+	@echo "make test       all tests, linters included; ARGS are pytest's"
+	@echo "make test-fast  the tests that need neither btrfs nor a Prefect server"
+	@echo "make lint       ruff and mypy"
+	@echo "make format     ruff's formatter"
+	@echo "make bench      the benchmarks"
+	@echo "make clean      remove .venv and what the tools left"
+
+demo: $(READY)
+	@.ci/packages demo
+	@$(BIN)/otaflow demo $(ARGS)
+
+# Prefect's database of the tests is in a folder of its own, whatever server the user has.
+test: $(READY)
+	@.ci/packages test
+	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && \
+	env -u PREFECT_API_URL -u OTAFLOW_CONFIG PREFECT_HOME="$$home" $(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(READY)
+	@$(BIN)/python -m pytest -q tests/package tests/platform tests/repo -m "not btrfs" $(ARGS)
+
+lint: $(READY)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: $(READY)
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+bench: $(READY)
+	@.ci/packages demo
+	@$(BIN)/python -m bench $(ARGS)
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	@python=$$(.ci/python) && { test -x $(BIN)/python || "$$python" -m venv .venv; }
+	@echo "installing into .venv"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+.PHONY: help demo test test-fast lint format bench clean

@@ -1,0 +1,15 @@
+"""The deployed flow `clean up`: end the backups whose time is over, as `otaflow clean-up` does."""
+
+from pathlib import Path
+
+from prefect import flow
+
+from otaflow import work
+
+
+@flow(name="clean up backups", persist_result=False)
+def clean_up(config: str | None = None) -> list[str]:
+    """Remove the full backups and main snapshots whose time is over; returns the ids of their entries."""
+    device = work.load_device(Path(config) if config else None)
+    with work.working(device) as (ucm, _):
+        return work.end_backups(ucm)

@@ -1,0 +1,31 @@
+"""The deployed flow `roll back`: one of the three ways back, as `otaflow rollback` does."""
+
+from pathlib import Path
+from typing import Literal
+
+from prefect import flow
+
+from otaflow import work
+from otaflow.service import Restarting
+
+Way = Literal["previous slot", "snapshot", "backup"]
+
+
+@flow(name="roll back", persist_result=False)
+def rollback(way: Way = "previous slot", backup: str | None = None, config: str | None = None) -> str:
+    """Go back to the previous slot, to a snapshot of the main partition, or to a backup; returns what runs then.
+
+    `backup` names the entry (`otaflow backups` lists them): needed for `backup`, the newest for `snapshot` without it.
+    What is gone back to must prove itself healthy too, else the present system stays and the run fails.
+    """
+    if way == "backup" and not backup:
+        raise ValueError("cannot restore a backup: `backup` does not say which one")
+    if way == "previous slot" and backup:
+        raise ValueError("cannot go back to the previous slot and to a backup: leave `backup` empty")
+    device = work.load_device(Path(config) if config else None)
+    with work.working(device) as (ucm, _):
+        try:
+            work.go_back(ucm, snapshot=way == "snapshot", backup=backup)
+        except Restarting:
+            return "restarting"
+        return device.running_system().version

@@ -1,0 +1,27 @@
+"""The deployed flow `update`: poll the repository and install what is new, as `otaflow update` does."""
+
+from pathlib import Path
+
+from prefect import flow
+
+from otaflow import work
+from otaflow.service import Restarting
+
+
+@flow(name="update", persist_result=False)
+def update(config: str | None = None, source: str | None = None) -> list[str]:
+    """Install what is new, one update after the other; returns the versions that are in place.
+
+    `config` is the device's configuration file, `source` one of its sources. An update that does not prove itself
+    healthy is taken back, and the run fails. A restart ends the run; `otaflow resume` goes on after it.
+    """
+    device = work.load_device(Path(config) if config else None, source)
+    installed: list[str] = []
+    with work.working(device) as (ucm, _):
+        try:
+            work.go_on(ucm)
+            for version in work.install_new(ucm):
+                installed.append(version)
+        except Restarting:
+            return installed
+    return installed

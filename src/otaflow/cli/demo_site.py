@@ -1,0 +1,213 @@
+"""The demo's stage: a folder with a device, a repository, its TLS server and a Prefect server, and its removal.
+
+Whatever was made is removed again by `Site.remove`, also by another process: `demo.json` says what there is.
+"""
+
+import json
+import os
+import shutil
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import otaflow
+from otaflow.errors import CommandFailed, OtaflowError
+from otaflow.files import write_atomic
+from otaflow.platform.run import Server, is_running, run, start, stop
+
+EXAMPLE = Path(otaflow.__file__).parent / "examples" / "demo-system"
+RECORD = "demo.json"
+IMAGE_BYTES = 512 * 2**20
+START_SECONDS = 60.0
+CONFIG = """# The configuration of the demo's device; docs/configuration.md lists every key.
+[device]
+name = "demo"
+model = "demo-board"
+root = "device"
+
+[slots]
+kind = "{kind}"
+
+[sources.official]
+url = "https://127.0.0.1:{port}"
+root = "../repository/public/metadata/1.root.json"
+ca = "../repository/tls/ca.pem"
+"""
+
+
+class Site:
+    """The demo in `folder`; `outlives` leaves its servers running when this process ends."""
+
+    def __init__(self, folder: Path, *, outlives: bool = False) -> None:
+        self.folder = folder.resolve()
+        self.outlives = outlives
+        self.device = self.folder / "device"
+        self.repository = self.folder / "repository"
+        self.config = self.folder / "otaflow.toml"
+        self.record: dict[str, Any] = {"servers": {}, "mounted": False}
+
+    def save(self) -> None:
+        """Write down what there is to be removed."""
+        write_atomic(self.folder / RECORD, json.dumps(self.record, indent=2).encode())
+
+    @classmethod
+    def find(cls, folder: Path) -> "Site":
+        """The demo that was left in `folder`. OtaflowError when there is none."""
+        site = cls(folder)
+        try:
+            site.record = json.loads((site.folder / RECORD).read_text())
+        except (OSError, ValueError) as error:
+            raise OtaflowError(
+                f"cannot remove the demo in {folder}: {error}",
+                hint="name the folder that `otaflow demo --keep` printed",
+            ) from error
+        return site
+
+    def remove(self) -> None:
+        """Stop the servers, unmount the device, remove the folder. What is gone already is no error."""
+        for server in self.record["servers"].values():
+            stop(Server(*server))
+        if self.device.is_mount():
+            run(["umount", self.device], timeout=60)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder.exists():  # a folder without write permission in it, or a server's last words
+            run(["rm", "-rf", "--", self.folder], timeout=60)
+
+    def make_storage(self, why_no_btrfs: str = "") -> str:
+        """Give the device its storage: a btrfs of its own where that works and may be; returns what it is, in words."""
+        self.device.mkdir()
+        why = why_no_btrfs or self._why_no_btrfs()
+        if not why:
+            try:
+                self._mount_btrfs()
+            except CommandFailed as error:
+                why = str(error)
+        self.record["kind"] = "directories" if why else "btrfs"
+        return f"directories (btrfs: {why})" if why else "btrfs on a loop file"
+
+    def make_repository(self, versions: list[str]) -> None:
+        """Build the example's packages and publish them in a new repository."""
+        from otaflow.package.build import build
+        from otaflow.repo import admin
+
+        admin.init(self.repository)
+        packages = []
+        for version in versions:
+            source = self._copy_example(version)
+            packages.append(self.folder / "packages" / f"demo-system-{version}.nsu")
+            build(source, packages[-1])
+        admin.publish(self.repository, packages)
+
+    def make_device(self) -> None:
+        """Make the device with the first system of the example, and its configuration file."""
+        from otaflow import config
+        from otaflow.platform.device import Device
+        from otaflow.platform.setup import init_device
+
+        self.config.write_text(CONFIG.format(kind=self.record["kind"], port=self.record["port"]))
+        first = self._copy_example("1.0.0")
+        device = Device(config.load(self.config))
+        init_device(device, system=first / "system", name="demo-system", version="1.0.0", configuration=first / "etc")
+
+    def start_repository(self) -> str:
+        """Serve the repository over TLS, as a process of its own; returns its URL."""
+        from otaflow.repo import certificates
+
+        tls = self.repository / "tls"
+        pair = certificates.make_server_certificate(certificates.make_authority(tls), tls, ["127.0.0.1", "localhost"])
+        self.record["port"] = port = free_port()
+        program = [sys.executable, "-c", "from otaflow.cli import main; main()"]
+        serve = [*program, "repo", "serve", str(self.repository), "--port", str(port)]
+        self._start("repository", [*serve, "--certificate", str(pair.certificate), "--key", str(pair.key)], {})
+        return f"https://127.0.0.1:{port}"
+
+    def start_prefect(self) -> str:
+        """Start a Prefect server that keeps its database in the folder; returns its URL, before it answers."""
+        port = str(free_port())
+        (self.folder / "prefect").mkdir()
+        serve = ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port]
+        services = [] if self.outlives else ["--no-services"]
+        self._start("prefect", [sys.executable, *serve, *services], prefect_environment(self.folder))
+        self.record["ui"] = f"http://127.0.0.1:{port}"
+        return str(self.record["ui"])
+
+    def wait_for(self, name: str, url: str) -> None:
+        """Return when the server `name` answers. OtaflowError with its last words when it ends or never answers."""
+        server = Server(*self.record["servers"][name])
+        end = time.monotonic() + START_SECONDS
+        while is_running(server) and time.monotonic() < end:
+            if _answers(url):
+                return
+            time.sleep(0.05)
+        said = (self.folder / f"{name}.log").read_text(errors="replace").strip().splitlines()
+        raise OtaflowError(f"cannot start the {name} server: {said[-1] if said else 'it does not answer'}")
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _start(self, name: str, args: Sequence[str], env: Mapping[str, str]) -> None:
+        environment = {"HOME": str(self.folder), **env}
+        server = start(args, env=environment, log=self.folder / f"{name}.log", outlives=self.outlives)
+        self.record["servers"][name] = list(server)
+        self.save()
+
+    def _why_no_btrfs(self) -> str:
+        if os.geteuid() != 0:
+            return "a loop file needs root"
+        if shutil.which("mkfs.btrfs", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") is None:
+            return "btrfs-progs is not installed"
+        return "" if Path("/dev/loop-control").exists() else "there are no loop devices"
+
+    def _mount_btrfs(self) -> None:
+        image = self.folder / "device.img"
+        with image.open("wb") as file:
+            file.truncate(IMAGE_BYTES)
+        run(["mkfs.btrfs", "-q", image], timeout=60)
+        self.record["mounted"] = True
+        self.save()
+        # `-o loop` detaches the loop device itself when it is unmounted
+        run(["mount", "-o", "loop,noatime", image, self.device], timeout=60)
+
+    def _copy_example(self, version: str) -> Path:
+        """A copy of the example with the modes that are meant, whatever the umask or an archive made of them."""
+        target = self.folder / "packages" / version
+        shutil.copytree(EXAMPLE / version, target)
+        for path in target.rglob("*"):
+            program = path.is_dir() or path.parent.name == "bin" or path == target / "update"
+            path.chmod(0o755 if program else 0o644)
+        return target
+
+
+def prefect_environment(folder: Path) -> dict[str, str]:
+    """Prefect's settings for a server that keeps to the demo's folder and tells nobody."""
+    return {
+        "PREFECT_HOME": str(folder / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "NO_COLOR": "1",
+    }
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _answers(url: str) -> bool:
+    """Whether a server answers at `url`; of an HTTPS one, that it takes connections."""
+    if url.startswith("https"):
+        host, _, port = url.removeprefix("https://").partition(":")
+        with socket.socket() as probe:
+            return probe.connect_ex((host, int(port))) == 0
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False

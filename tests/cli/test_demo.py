@@ -1,0 +1,139 @@
+"""The demo: what it shows is true, and nothing of it is left, however it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from otaflow.cli.demo import ENDS, _find_unexpected
+from otaflow.cli.demo_site import Site
+from otaflow.config import load
+from otaflow.errors import OtaflowError
+from otaflow.platform.device import Device
+
+PROGRAM = [sys.executable, "-c", "from otaflow.cli import main; main()"]
+
+
+def left_in(folder: Path) -> list[str]:
+    """What a demo in `folder` left: mounts, loop devices, processes, files."""
+    left = [line for line in Path("/proc/mounts").read_text().splitlines() if str(folder) in line]
+    left += [
+        str(file) for file in Path("/sys/block").glob("loop*/loop/backing_file") if str(folder) in file.read_text()
+    ]
+    for process in psutil.process_iter():
+        try:
+            words = [*process.cmdline(), *process.environ().values()]
+        except psutil.Error:
+            continue
+        if process.pid != os.getpid() and any(f"{folder}/otaflow-demo" in word for word in words):
+            left.append(f"process {process.pid}")
+    return left + [str(path) for path in folder.iterdir()]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """An environment in which the demo's folder is in the test's."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (tmp_path / "tmp").mkdir()
+    values = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "OTAFLOW_"))}
+    yield {**values, "HOME": str(home), "TMPDIR": str(tmp_path / "tmp")}
+    assert not (home / ".prefect").exists()
+    assert left_in(tmp_path / "tmp") == []
+
+
+def run_demo(environment: dict[str, str], *options: str) -> dict[str, Any]:
+    """Run the demo to its end; its JSON answer."""
+    done = subprocess.run(
+        [*PROGRAM, "demo", "--json", *options],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def test_the_story_on_directories(environment: dict[str, str]) -> None:
+    answer = run_demo(environment, "--directories")
+    assert answer["unexpected"] == []
+    assert answer["storage"].startswith("directories")
+    assert (answer["installed"], answer["status"]["system_version"]) == (["1.1.0"], "1.1.0")
+    assert "cannot read share/words" in answer["refused"]
+    assert [(one["action"], one["version"], one["resolution"]) for one in answer["history"]] == ENDS
+
+
+@pytest.mark.btrfs
+def test_kept_on_btrfs_then_removed(environment: dict[str, str], btrfs_top: Path) -> None:
+    answer = run_demo(environment, "--keep")
+    folder = Path(answer["folder"])
+    try:
+        assert answer["storage"] == "btrfs on a loop file"
+        ui = answer["prefect"].removesuffix("/api")
+        with urllib.request.urlopen(ui, timeout=30) as page:
+            assert b"<html" in page.read().lower()
+        states = []
+        for run in answer["runs"]:
+            with urllib.request.urlopen(f"{answer['prefect']}/flow_runs/{run}", timeout=30) as value:
+                state = json.load(value)["state"]
+                states.append((state["name"], state["type"]))
+        assert states == [("Idle", "COMPLETED"), ("Idle", "FAILED")]
+        kept = {**environment, "OTAFLOW_CONFIG": answer["config"], "PREFECT_API_URL": answer["prefect"]}
+        kept["PREFECT_HOME"] = str(folder / "prefect")
+        checked = subprocess.run(
+            [*PROGRAM, "check", "--json"], env=kept, capture_output=True, text=True, timeout=120, check=True
+        )
+        assert [one["version"] for one in json.loads(checked.stdout)["new"]] == ["1.2.0"]
+    finally:
+        subprocess.run([*PROGRAM, "demo", "--remove", folder], env=environment, timeout=60, check=True)
+
+
+@pytest.mark.btrfs
+def test_stopped_in_the_middle(environment: dict[str, str], btrfs_top: Path) -> None:
+    process = subprocess.Popen(
+        [*PROGRAM, "demo"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "copy active slot" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, rest
+
+
+def test_an_outcome_that_was_not_promised_is_told(tmp_path: Path) -> None:
+    site = Site(tmp_path / "demo")
+    site.folder.mkdir()
+    site.make_storage("a test")
+    site.record["port"] = 1
+    site.make_device()
+    told = list(_find_unexpected(Device(load(site.config))))
+    assert told[0] == "1.0.0 runs, Idle"
+    assert told[-1] == "the history is []"
+    assert any("bin/hello" in one for one in told)
+
+
+@pytest.mark.parametrize("option", ["--folder", "--remove"])
+def test_a_folder_that_is_no_place_for_it(option: str, tmp_path: Path) -> None:
+    from otaflow.cli.demo import demo
+
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(OtaflowError, match=r"cannot (make|remove) the demo in"):
+        demo(**{option[2:]: tmp_path})
+    assert (tmp_path / "mine").read_text() == "mine"
