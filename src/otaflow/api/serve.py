@@ -25,6 +25,9 @@ from otaflow.config import Config
 from otaflow.errors import ConfigError, GeneralReject, Locked, OtaflowError
 
 log = logging.getLogger("otaflow.api")
+# what clients do wrong is told to them, and does not fill the agent's log
+_protocol_log = logging.getLogger("otaflow.api.http")
+_protocol_log.setLevel(logging.ERROR)
 
 MODE = 0o660
 GRACE = 3  # seconds that open calls have when the agent stops
@@ -216,6 +219,7 @@ class _Local(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.logger = _protocol_log
         self.app_state = {**self.app_state, LOCAL: True}
 
     def send_400_response(self, msg: str) -> None:
@@ -235,6 +239,7 @@ class _Remote(_Local):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         H11Protocol.connection_made(self, transport)
+        self.logger = _protocol_log
         tls = transport.get_extra_info("ssl_object")
         self.app_state = {**self.app_state, CERTIFICATE: bool(tls and tls.getpeercert())}
         self._greeting = self.loop.call_later(GREETING, self._hang_up)
