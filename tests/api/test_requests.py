@@ -129,11 +129,11 @@ def test_times_are_passed_on_in_utc(given: str, passed: str, client: Client, stu
     assert stub.asked == [("history", passed, None)]
 
 
-def test_an_empty_body_is_an_empty_object(http: httpx.Client, stub: Any) -> None:
+def test_bodies_that_are_taken(http: httpx.Client, stub: Any) -> None:
     for body in (b"", b"{}", b" { } "):
         assert http.post("/ucm/GetHistory", content=body).status_code == 200
-    # curl -d says it is a form
-    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert http.post("/ucm/TransferStart", content=b'{"size": 7.0}').status_code == 200
+    form = {"Content-Type": "application/x-www-form-urlencoded"}  # what curl -d says
     assert http.post("/ucm/TransferStart", content=b'{"size": 7}', headers=form).status_code == 200
 
 

@@ -23,7 +23,7 @@ from otaflow.api import models
 from otaflow.api.events import EventStream, Watchers
 from otaflow.api.guard import GUARDED, Credentials, Guard
 from otaflow.api.methods import METHODS, TRANSFER_DATA, Method, http_status
-from otaflow.api.openapi import describe, describe_events, describe_status, make_schema
+from otaflow.api.openapi import describe, describe_status
 from otaflow.api.page import render_page
 from otaflow.api.service import UcmService
 from otaflow.errors import GeneralReject, IncorrectSize, OtaflowError, UcmError
@@ -109,8 +109,8 @@ def make_app(service: UcmService, *, credentials: Credentials | None = None, blo
     take = answering(interface.transfer_data, TRANSFER_DATA)
     _add(app, "/ucm/TransferData", take, **describe(TRANSFER_DATA, block_size))
     _add(app, "/ucm/CurrentStatus", answering(interface.status), **describe_status())
-    _add(app, "/ucm/CurrentStatus/events", answering(interface.events), **describe_events())
-    schema = make_schema(app)
+    _add(app, "/ucm/CurrentStatus/events", answering(interface.events), include_in_schema=False)
+    schema = app.openapi()
     page = render_page()
 
     async def openapi(request: Request) -> Response:

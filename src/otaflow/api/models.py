@@ -8,7 +8,7 @@ import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from otaflow.ucm.states import State
 
@@ -35,6 +35,11 @@ def _to_utc(text: str) -> str:
     return moment.strftime(f"{moment.year:04}-%m-%dT%H:%M:%S.{moment.microsecond // 1000:03}Z")
 
 
+def _whole(value: Any) -> Any:
+    """In JSON 2.0 is the integer 2 (JSON Schema, integer)."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 Id = Annotated[str, Field(max_length=255, description="The transfer's id, which TransferStart gave.")]
 Time = Annotated[
     str,
@@ -42,7 +47,11 @@ Time = Annotated[
     AfterValidator(_to_utc),
     WithJsonSchema({"type": "string", "format": "date-time", "maxLength": 64}),
 ]
-Level = Annotated[int, Field(ge=0, le=6, description="0 off, 1 fatal, 2 error, 3 warn, 4 info, 5 debug, 6 verbose.")]
+Level = Annotated[
+    int,
+    Field(ge=0, le=6, description="0 off, 1 fatal, 2 error, 3 warn, 4 info, 5 debug, 6 verbose."),
+    BeforeValidator(_whole),
+]
 
 
 class Taken(BaseModel):
@@ -56,7 +65,7 @@ class Nothing(Taken):
 
 
 class TransferStartIn(Taken):
-    size: int = Field(ge=1, description="Bytes of the whole package.")
+    size: Annotated[int, Field(ge=1, description="Bytes of the whole package."), BeforeValidator(_whole)]
 
 
 class IdIn(Taken):
