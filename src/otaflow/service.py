@@ -23,7 +23,7 @@ from otaflow.platform.device import Device
 from otaflow.tasks.configuration import kept_main_name
 from otaflow.tasks.package import metadata_of
 from otaflow.tasks.slots import kept_name
-from otaflow.ucm.states import RESTING, State
+from otaflow.ucm.states import State
 from otaflow.ucm.table import TABLE
 
 log = logging.getLogger("otaflow.ucm")
@@ -160,9 +160,7 @@ class Ucm:
 
     def needs_recovery(self) -> bool:
         """Whether a restart or a kill left something to be finished or taken back."""
-        if self.state in RESTING:
-            return self.state is not State.IDLE and self.journal.session.unattended
-        return True
+        return self.journal.needs_recovery
 
     def recover(self, *, verifies: bool = True) -> bool:
         """After a restart or a kill: finish or take back what was going on (design: recovery at boot).

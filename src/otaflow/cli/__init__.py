@@ -4,45 +4,11 @@ import signal
 import sys
 from types import FrameType
 
-import cyclopts
-
-from otaflow import __version__
+from otaflow.at_boot import is_idle
 from otaflow.errors import OtaflowError
 
-HELP = """Signed A/B updates for Linux devices: every step a Prefect task with its undo.
-
-A device's configuration is read from --config, else $OTAFLOW_CONFIG, else /etc/otaflow.toml.
-With PREFECT_API_URL set, runs are shown on that Prefect server, else on Prefect's own embedded one.
-"""
-
-app = cyclopts.App(name="otaflow", help=HELP, version=__version__, help_on_error=False)
-
-DEVICE = cyclopts.Group("The device", sort_key=1)
-MAKER = cyclopts.Group("The maker's side", sort_key=2)
-
-COMMANDS = {
-    DEVICE: {
-        "check": ("update:check", "Ask the repository what is new for this device."),
-        "update": ("update:update", "Install what is new; each update proves itself healthy or is taken back."),
-        "rollback": ("update:rollback", "Go back: to the previous slot, a main snapshot, or any backup."),
-        "status": ("report:status", "Show the update manager's state and both slots."),
-        "history": ("report:history", "List every action on this device and how it ended."),
-        "backups": ("report:backups", "List the backups that can be gone back to."),
-        "clean-up": ("update:clean_up", "Remove full backups and snapshots whose time is over."),
-        "recover": ("update:recover", "Finish or take back what a power cut interrupted; run at boot."),
-        "resume": ("update:resume", "After the restart: verify the system that is on trial."),
-        "device": ("device:app", "Make a device."),
-    },
-    MAKER: {
-        "demo": ("demo:demo", "Show a good update, a sick one that is rolled back, and their history."),
-        "package": ("package:app", "Make update packages (.nsu, .nua) and look into them."),
-        "repo": ("repo:app", "Keep a signed repository of packages and serve it."),
-        "tuf": ("tuf:app", "Speak the protocol of the public TUF conformance suite."),
-    },
-}
-for group, commands in COMMANDS.items():
-    for command, (where, about) in commands.items():
-        app.command(f"otaflow.cli.{where}", name=command, help=about, group=group)
+AT_BOOT = (["recover"], ["recover", "--no-verify"])
+"""What a boot asks; with nothing to do it is answered at once (otaflow.at_boot)."""
 
 
 def main() -> None:
@@ -51,6 +17,11 @@ def main() -> None:
     Ctrl-C (exit 130) and SIGTERM (exit 143) take back what was begun, as a failure does.
     """
     signal.signal(signal.SIGTERM, _stop)
+    if sys.argv[1:] in AT_BOOT and is_idle():
+        print("nothing to recover: Idle")
+        return
+    from otaflow.cli.commands import app
+
     try:
         app(sys.argv[1:])
     except OtaflowError as error:
