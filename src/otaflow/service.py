@@ -365,6 +365,8 @@ class Ucm:
 
 _TABLE_NAMES = {"ProcessedSoftwarePackageInconsistent": "ProcessedSwPackageInconsistent"}
 """The errors that the specification's table spells otherwise than the interface."""
+_NO_ROOM = ("No space left", "Wrote only")
+"""What programs say on a full disk; the second one is tar's."""
 
 
 def as_ucm_error(error: BaseException) -> UcmError:
@@ -373,7 +375,7 @@ def as_ucm_error(error: BaseException) -> UcmError:
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return errors.InsufficientMemory(f"cannot process the package: {error}", hint="`otaflow clean-up` makes room")
-    if isinstance(error, errors.CommandFailed) and "No space left" in error.output:
+    if isinstance(error, errors.CommandFailed) and any(words in error.output for words in _NO_ROOM):
         return errors.InsufficientMemory(f"cannot process the package: {error}", hint="`otaflow clean-up` makes room")
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
         return errors.ProcessSwPackageCancelled("the processing was stopped")
