@@ -17,9 +17,21 @@ DEFAULT_PATH = Path("/etc/otaflow.toml")
 VARIABLE = "OTAFLOW_CONFIG"
 
 
-def is_idle() -> bool:
-    """Count this start of the device, and say whether it is Idle. False, too, where it cannot be told this way."""
-    path = Path(os.environ.get(VARIABLE) or DEFAULT_PATH)
+def find_config(arguments: list[str]) -> Path | None:
+    """The configuration file of a plain `otaflow recover`; None for every other command and for other options."""
+    match [argument for argument in arguments if argument != "--no-verify"]:
+        case ["recover"]:
+            return Path(os.environ.get(VARIABLE) or DEFAULT_PATH)
+        case ["recover", "--config" | "-c", path]:
+            return Path(path)
+    return None
+
+
+def is_idle(path: Path) -> bool:
+    """Count this start of the device whose configuration is `path`, and say whether it is Idle.
+
+    False, too, where it cannot be told this way.
+    """
     try:
         values = tomllib.loads(path.read_text())
         nvm = path.parent / values["device"]["root"] / values.get("nvm", {}).get("path", "nvm")

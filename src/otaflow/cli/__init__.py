@@ -1,14 +1,12 @@
 """The command line: one small module for each group of commands, loaded when it is called."""
 
+import errno
 import signal
 import sys
 from types import FrameType
 
-from otaflow.at_boot import is_idle
+from otaflow.at_boot import find_config, is_idle
 from otaflow.errors import OtaflowError
-
-AT_BOOT = (["recover"], ["recover", "--no-verify"])
-"""What a boot asks; with nothing to do it is answered at once (otaflow.at_boot)."""
 
 
 def main() -> None:
@@ -17,7 +15,8 @@ def main() -> None:
     Ctrl-C (exit 130) and SIGTERM (exit 143) take back what was begun, as a failure does.
     """
     signal.signal(signal.SIGTERM, _stop)
-    if sys.argv[1:] in AT_BOOT and is_idle():
+    # What every boot asks is answered at once where there is nothing to do.
+    if (config := find_config(sys.argv[1:])) and is_idle(config):
         print("nothing to recover: Idle")
         return
     from otaflow.cli.commands import app
@@ -34,6 +33,14 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:
+        print(f"otaflow: cannot go on: {error}", file=sys.stderr)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            print(
+                "  hint: make room on the device's disk; then `otaflow recover` puts the device in order",
+                file=sys.stderr,
+            )
         sys.exit(1)
 
 
