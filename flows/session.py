@@ -43,7 +43,7 @@ TYPES = {
 """Prefect's type for each UCM state; Idle ends the run, and its type says how."""
 
 BUSY_SECONDS = 0.02
-"""How long a server rests that is busy; four times as long each time it is busy again."""
+"""How long a server rests that is busy; three times as long each time it is busy again."""
 
 
 @flow(name="update session")
@@ -270,7 +270,7 @@ def rest_shortly(response: Any) -> None:
     """
     if response.status_code == 503 and "Retry-After" not in response.headers:
         tries = response.request.extensions.setdefault("otaflow_tries", [])
-        response.headers["Retry-After"] = str(BUSY_SECONDS * 4 ** len(tries))
+        response.headers["Retry-After"] = str(BUSY_SECONDS * 3 ** len(tries))
         tries.append(response.status_code)
 
 

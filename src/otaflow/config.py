@@ -18,7 +18,7 @@ from otaflow.errors import ConfigError
 class Section(BaseModel):
     """A table of the file; a key that we do not know is an error, not a silent nothing."""
 
-    # A table's schema is made as part of the whole file's, not by itself as well: half of what reading the file costs.
+    # A table's schema is made as part of the whole file's, not by itself as well.
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
