@@ -4,13 +4,39 @@ from pathlib import Path
 
 import pytest
 
-from otaflow.at_boot import VARIABLE, is_idle
+from otaflow.at_boot import VARIABLE, find_config
+from otaflow.at_boot import is_idle as is_idle_at
 from otaflow.config import load
 from otaflow.platform.device import Device
 from otaflow.platform.setup import init_device
 from otaflow.ucm.states import State
 
 CONFIG = '[device]\nname = "d"\nmodel = "m"\nroot = "device"\n'
+
+
+def is_idle() -> bool:
+    config = find_config(["recover", "--no-verify"])
+    return config is not None and is_idle_at(config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path"),
+    [
+        (["recover"], "/etc/otaflow.toml"),
+        (["recover", "--no-verify"], "/etc/otaflow.toml"),
+        (["recover", "--config", "x.toml"], "x.toml"),
+        (["recover", "-c", "x.toml", "--no-verify"], "x.toml"),
+        (["recover", "--json"], None),
+        (["recover", "--config"], None),
+        (["status"], None),
+        ([], None),
+    ],
+)
+def test_only_a_plain_recover_is_answered_short(
+    arguments: list[str], path: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert find_config(arguments) == (Path(path) if path else None)
 
 
 def make(folder: Path, more: str, monkeypatch: pytest.MonkeyPatch) -> Device:
