@@ -16,10 +16,18 @@ from bench.meter import Meter
 from otaflow import progress
 from otaflow.action import Action
 from otaflow.config import parse
+from otaflow.flows.phase import phase
 from otaflow.platform.device import Device, using
 from otaflow.platform.setup import init_device
 
 NAME = "bench-system"
+START_SECONDS = 60.0
+QUIET_PERCENT = 10.0
+
+
+@phase("warm up")
+def warm_up() -> None:
+    """A phase without a step: Prefect's engine is imported, and its clients connect."""
 
 
 def open_device(top: str, kind: str) -> Device:
@@ -91,9 +99,15 @@ def _start_prefect(device: Device, stack: ExitStack) -> tuple[Any, int | None]:
 
     runs = PrefectRuns(device)
     stack.callback(runs.close)
-    runs.client.hello()
+    runs.run(warm_up, {})
     servers = psutil.Process().children()
-    return runs, servers[0].pid if servers else None
+    if not servers:
+        return runs, None
+    # It answers long before its services have all started.
+    deadline = time.monotonic() + START_SECONDS
+    while servers[0].cpu_percent(interval=1) > QUIET_PERCENT and time.monotonic() < deadline:
+        pass
+    return runs, servers[0].pid
 
 
 if __name__ == "__main__":

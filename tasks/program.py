@@ -5,17 +5,23 @@ slot's picture at each point of it.
 """
 
 import json
+import os
 from pathlib import Path
 from uuid import uuid4
 
 from otaflow import progress
 from otaflow.errors import ProcessedSoftwarePackageInconsistent
 from otaflow.platform import sandbox
+from otaflow.platform.copying import sync_file_system
 from otaflow.platform.device import device
 from otaflow.platform.labels import Label, read_label, write_label
 from otaflow.tasks.configuration import bring_configuration
 from otaflow.tasks.package import metadata_of
 from otaflow.tasks.step import remember, step, stop_if_asked
+
+RESERVE = "reserve"
+RESERVE_BYTES = 8 * 2**20  # beside the configuration: the journal, the logs, what btrfs wants free to change anything
+BLOCK = 4096
 
 
 @step("run update program", early=True)
@@ -30,6 +36,7 @@ def run_update_program(
     """
     here = device()
     remember(backup=backup)
+    hold_reserve()
     before = read_label(here.slots.path(base))
     _lay_out_history(Path(folder))
     _run(Path(folder), direction, spare, before.version, version)
@@ -42,7 +49,24 @@ def run_update_program(
 def return_configuration(backup: str) -> None:
     """Give `/etc/sys` back what it held; the slot's own content goes with the copy's undo."""
     sandbox.end_left_over(device().nvm / "lock")
+    release_reserve()
     bring_configuration(backup)
+
+
+def hold_reserve() -> None:
+    """Keep room for the undo: a program that fills the disk fills it around this. InsufficientMemory by ENOSPC."""
+    here = device()
+    sizes = [path.lstat().st_size for path in here.configuration.rglob("*")]
+    with (here.nvm / RESERVE).open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES + sum(-(-size // BLOCK) * BLOCK for size in sizes))
+
+
+def release_reserve() -> None:
+    """Give the room back: to the undo, or at the session's end."""
+    reserve = device().nvm / RESERVE
+    if reserve.exists():
+        reserve.unlink()
+        sync_file_system(reserve.parent)
 
 
 def _run(folder: Path, direction: str, spare: str, version_from: str, version_to: str) -> None:

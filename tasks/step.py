@@ -38,6 +38,8 @@ R = TypeVar("R")
 Limits = Callable[[], tuple[int, float]]
 """Retries after the first try, and seconds between two tries."""
 
+UNDO_RETRIES = 2
+
 STEPS: dict[str, "Step[..., Any]"] = {}
 """Every step by its name in the journal; recovery finds the undo here."""
 
@@ -118,7 +120,7 @@ class Step(Generic[P, R]):
                 if in_flow_run():
                     self.undo_task(intent.memory)
                 else:
-                    _retrying(lambda: self._take_back(intent.memory), *self.limits())
+                    _retrying(lambda: self._take_back(intent.memory), *self.undo_limits())
         except Exception as error:
             device().journal.undo_failed(intent, str(error))
             raise UndoFailed(
@@ -128,6 +130,11 @@ class Step(Generic[P, R]):
         device().journal.undone(intent)
         fault.point(f"undo.{self.name}.done")
         progress.tell("undone", self.title, step=self.name)
+
+    def undo_limits(self) -> tuple[int, float]:
+        """An undo is always tried again: also that of a step which may be done only once."""
+        retries, wait = self.limits()
+        return max(retries, UNDO_RETRIES), wait
 
     def _take_back(self, memory: dict[str, Any]) -> None:
         assert self.take_back is not None
@@ -148,10 +155,15 @@ class Step(Generic[P, R]):
     def undo_task(self) -> "Task[..., None]":
         """The undo as a Prefect task."""
         assert self.take_back is not None
-        return self._make_task(self._take_back, f"undo: {self.title}", self.limits())
+        return self._make_task(self._take_back, f"undo: {self.title}", self.undo_limits(), always=True)
 
-    def _make_task(self, function: Callable[..., Any], name: str, limits: tuple[int, float]) -> "Task[..., Any]":
-        """A Prefect task. No cache: equal inputs of tasks made here would share a key and a result."""
+    def _make_task(
+        self, function: Callable[..., Any], name: str, limits: tuple[int, float], *, always: bool = False
+    ) -> "Task[..., Any]":
+        """A Prefect task, retried `always` or when it is worth it.
+
+        No cache: equal inputs of tasks made here would share a key and a result.
+        """
         from prefect import task
         from prefect.cache_policies import NO_CACHE
 
@@ -160,7 +172,9 @@ class Step(Generic[P, R]):
             task_run_name=name,
             retries=limits[0],
             retry_delay_seconds=limits[1],
-            retry_condition_fn=lambda _task, _run, _state: self.last_error is None or worth_retrying(self.last_error),
+            retry_condition_fn=lambda _task, _run, _state: (
+                always or self.last_error is None or worth_retrying(self.last_error)
+            ),
             cache_policy=NO_CACHE,
             persist_result=False,
         )
@@ -184,9 +198,9 @@ def step(
 ) -> Callable[[Callable[P, R]], Step[P, R]]:
     """Make a function a step called `title` in the UI.
 
-    `retries` and `wait` (seconds) hold for the undo too; `limits` gives both where the device's configuration says
-    them. `early`: its undo must be done before the former system starts again. `key` names the keyword parameter that
-    tells several calls in one phase apart.
+    `retries` and `wait` (seconds) hold for the undo too, which is tried at least three times; `limits` gives both where
+    the device's configuration says them. `early`: its undo must be done before the former system starts again. `key`
+    names the keyword parameter that tells several calls in one phase apart.
     """
 
     def decorate(function: Callable[P, R]) -> Step[P, R]:

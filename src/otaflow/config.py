@@ -11,16 +11,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from otaflow.at_boot import DEFAULT_PATH as DEFAULT_PATH
+from otaflow.at_boot import VARIABLE as VARIABLE
 from otaflow.errors import ConfigError
-
-DEFAULT_PATH = Path("/etc/otaflow.toml")
-VARIABLE = "OTAFLOW_CONFIG"
 
 
 class Section(BaseModel):
     """A table of the file; a key that we do not know is an error, not a silent nothing."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # A table's schema is made as part of the whole file's, not by itself as well.
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class Device(Section):

@@ -22,7 +22,7 @@ from uuid import uuid4
 
 from otaflow.action import Action
 from otaflow.records import Record, RecordFile
-from otaflow.ucm.states import State
+from otaflow.ucm.states import RESTING, State
 
 COMPACT_BYTES = 256 * 1024
 """A journal larger than this starts anew at the next Idle; the history keeps what is past."""
@@ -95,6 +95,13 @@ class Journal:
         """The phase that is working; part of each intent, so that the same step may occur in two phases."""
         for record in self.file.read():
             self._apply(record)
+
+    @property
+    def needs_recovery(self) -> bool:
+        """Whether a restart or a kill left something to be finished or taken back."""
+        if self.state in RESTING:
+            return self.state is not State.IDLE and self.session.unattended
+        return True
 
     # --- writing: each returns when it is durable -----------------------------------------------------------------
 

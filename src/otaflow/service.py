@@ -21,11 +21,12 @@ from otaflow.flows.process import Processed, process
 from otaflow.flows.restore import restore_backup, restore_previous_slot, restore_snapshot
 from otaflow.flows.roll_back import roll_back
 from otaflow.flows.verify import verify
+from otaflow.package.metadata import Check
 from otaflow.platform.device import Device
 from otaflow.tasks.configuration import kept_main_name
 from otaflow.tasks.package import metadata_of
 from otaflow.tasks.slots import kept_name
-from otaflow.ucm.states import RESTING, State
+from otaflow.ucm.states import State
 from otaflow.ucm.table import TABLE, Row
 
 log = logging.getLogger("otaflow.ucm")
@@ -112,7 +113,9 @@ class Ucm:
             if refusal is error or not isinstance(error, Exception):
                 raise
             raise refusal from error
-        self._fire("$Success ProcessSwPackage", processed=processed)
+        # The checks are kept here: after a power cut the package in the cache may be gone, and the trial goes on.
+        checks = [check.model_dump() for check in self._health_of(action, processed)]
+        self._fire("$Success ProcessSwPackage", processed=processed, checks=checks)
 
     def activate(self) -> None:
         """Activate: check dependencies and change the boot target. Answers on entering Verifying."""
@@ -232,9 +235,7 @@ class Ucm:
 
     def needs_recovery(self) -> bool:
         """Whether a restart or a kill left something to be finished or taken back."""
-        if self.state in RESTING:
-            return self.state is not State.IDLE and self.journal.session.unattended
-        return True
+        return self.journal.needs_recovery
 
     def recover(self, *, verifies: bool = True) -> bool:
         """After a restart or a kill: finish or take back what was going on (design: recovery at boot).
@@ -340,13 +341,12 @@ class Ucm:
         return [(session.actions[place], result) for place, result in zip(session.processed, results, strict=True)]
 
     def _checks(self) -> list[dict[str, Any]]:
-        """The health checks of the packages of this session. A package taken back has none for the former system."""
-        return [
-            check.model_dump()
-            for action, processed in self.processed()
-            if action.kind == "up"
-            for check in metadata_of(processed["folder"]).health
-        ]
+        """The health checks of the packages of this session."""
+        return [check for transition in self.journal.session.transitions for check in transition.get("checks", ())]
+
+    def _health_of(self, action: Action, processed: Processed) -> list[Check]:
+        """A package's health checks. One that is taken back has none for the former system."""
+        return list(metadata_of(processed["folder"]).health) if action.kind == "up" else []
 
     def _activate_or_revert(self) -> None:
         try:
@@ -398,11 +398,28 @@ class Ucm:
             mains = [kept_main_name(p) for p in session.processed if session.actions[p].kind == "snapshot"]
             packages = [session.actions[p].package for p in session.processed if session.actions[p].package]
             parameters = {"session": session.id, "kept": kept, "mains": mains, "packages": packages}
-            self.run(commit, parameters)
+            try:
+                self.run(commit, parameters)
+            except Exception as error:
+                # The update is committed: what could not be removed is an alarm, not a state (design).
+                self._alarm(error)
         else:
             self.run(revert, {"session": session.id})
         reverted = self._cleaning_came_from() == State.READY
         self._fire("$Success RevertProcessedSwPackages" if reverted else "$Success Finish")
+
+    def _alarm(self, error: Exception) -> None:
+        log.error("the update is in place, but not all of its leavings could be removed: %s", error)
+        system = self.device.running_system()
+        self.device.history.add(
+            key=f"{self.journal.session.id}.alarm",
+            name=system.name,
+            version=system.version,
+            action="CleanUp",
+            resolution=history.FAILED,
+            error=type(error).__name__,
+            why=str(error),
+        )
 
     def _commit_was_decided(self) -> bool:
         return self._cleaning_came_from() == State.ACTIVATED
@@ -477,6 +494,8 @@ class Ucm:
 
 _TABLE_NAMES = {"ProcessedSoftwarePackageInconsistent": "ProcessedSwPackageInconsistent"}
 """The errors that the specification's table spells otherwise than the interface."""
+_NO_ROOM = ("No space left", "Wrote only")
+"""What programs say on a full disk; the second one is tar's."""
 
 
 def as_ucm_error(error: BaseException) -> UcmError:
@@ -485,7 +504,7 @@ def as_ucm_error(error: BaseException) -> UcmError:
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return errors.InsufficientMemory(f"cannot process the package: {error}", hint="`otaflow clean-up` makes room")
-    if isinstance(error, errors.CommandFailed) and "No space left" in error.output:
+    if isinstance(error, errors.CommandFailed) and any(words in error.output for words in _NO_ROOM):
         return errors.InsufficientMemory(f"cannot process the package: {error}", hint="`otaflow clean-up` makes room")
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
         return errors.ProcessSwPackageCancelled("the processing was stopped")

@@ -28,7 +28,7 @@ def load_device(config: Path | None, source: str | None = None) -> Device:
         values.source(source)
         values = values.model_copy(update={"update": values.update.model_copy(update={"use": source})})
     device = Device(values)
-    if not device.nvm.is_dir():
+    if not device.nvm.is_dir() or not values.path(values.boot.index).exists():
         raise ConfigError(
             f"cannot use the device in {device.root}: it is not there",
             hint="`otaflow device init` makes a device from its configuration",

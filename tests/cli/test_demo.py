@@ -84,6 +84,8 @@ def test_kept_on_btrfs_then_removed(environment: dict[str, str], btrfs_top: Path
         ui = answer["prefect"].removesuffix("/api")
         with urllib.request.urlopen(ui, timeout=30) as page:
             assert b"<html" in page.read().lower()
+        with urllib.request.urlopen(f"{ui}/ui-settings", timeout=30) as settings:
+            assert json.load(settings)["api_url"] == answer["prefect"]
         states = []
         for run in answer["runs"]:
             with urllib.request.urlopen(f"{answer['prefect']}/flow_runs/{run}", timeout=30) as value:

@@ -50,7 +50,7 @@ def test_a_busy_api_is_asked_again_after_a_short_rest(busy_server: tuple[str, li
         hooks += [rest_shortly, lambda response: rests.append(response.headers.get("Retry-After", ""))]
         assert client.request("GET", "/hello").status_code == 200
     assert answers == [503, 503, 200]
-    assert rests == ["0.02", "0.08", ""]
+    assert rests == ["0.02", "0.06", ""]
 
 
 def test_an_api_that_is_away_stops_nothing(tmp_path: Path) -> None:

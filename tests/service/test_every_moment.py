@@ -14,7 +14,6 @@ from update_world import STORIES, World, differences, recorded
 from otaflow.errors import HealthCheckFailed, OtaflowError, UndoFailed
 from otaflow.tasks.step import STEPS
 
-
 DECIDED = {"good": "flip_slot.done", "previous-slot": "flip_slot.done", "backup": "flip_slot.done"}
 DECIDED["snapshot"] = "restore_main.done"
 """From this moment on a story goes on after a kill; before it, it is taken back."""

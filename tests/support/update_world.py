@@ -97,7 +97,8 @@ class Packages:
         """The path of a package; `health` is a shell command, `more` goes into the metadata."""
         key = json.dumps([version, number, program, health, more], sort_keys=True)
         if key not in self._made:
-            self._made[key] = self._build(self.folder / str(len(self._made)), version, number, program, health, more)
+            source = Path(tempfile.mkdtemp(dir=self.folder))
+            self._made[key] = self._build(source, version, number, program, health, more)
         return self._made[key]
 
     def _build(self, source: Path, version: str, number: int, program: str, health: str, more: dict[str, Any]) -> Path:
@@ -290,7 +291,8 @@ def _is_record(name: str) -> bool:
 
 def _is_own(root: Path, name: str) -> bool:
     """What otaflow itself keeps: its times tell only that something was there for a while."""
-    return name in (".", "slots", "backups", "nvm", "cache", "index.json", "nvm/running.json")
+    own = (".", "slots", "slots/.kept", "backups", "nvm", "cache", "cache/extracted", "index.json", "nvm/running.json")
+    return name in own
 
 
 def _is_idle_folder(root: Path, name: str) -> bool:
@@ -332,7 +334,7 @@ def recorded() -> dict[str, list[str]]:
     point, fault.point = fault.point, lambda name: names.append(name)
     try:
         with tempfile.TemporaryDirectory(prefix="otaflow-test-") as folder:
-            template = World(Path(folder, "template"), "directories", Packages(Path(folder, "packages")))
+            template = World(Path(folder, "template"), "directories", Packages(Path(folder)))
             names: list[str] = []
             template.make()
             for story, choose in STORIES.items():

@@ -132,9 +132,12 @@ class Site:
         (self.folder / "prefect").mkdir()
         serve = ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port]
         services = [] if self.outlives else ["--no-services"]
-        self._start("prefect", [sys.executable, *serve, *services], prefect_environment(self.folder))
-        self.record["ui"] = f"http://127.0.0.1:{port}"
-        return str(self.record["ui"])
+        url = f"http://127.0.0.1:{port}"
+        # the UI asks port 4200 unless it is told another one
+        settings = {**prefect_environment(self.folder), "PREFECT_SERVER_UI_API_URL": f"{url}/api"}
+        self.record["ui"] = url
+        self._start("prefect", [sys.executable, *serve, *services], settings)
+        return url
 
     def wait_for(self, name: str, url: str) -> None:
         """Return when the server `name` answers. OtaflowError with its last words when it ends or never answers."""

@@ -99,13 +99,9 @@ def recover(
 
     It needs neither network nor Prefect. With nothing to do it changes nothing.
     """
-    from otaflow.platform.device import using
-    from otaflow.service import Ucm
-
     device = load_device(config)
     device.boots.note_boot()
-    with using(device):
-        idle = not Ucm(device).needs_recovery()
+    idle = not device.journal.needs_recovery  # the UCM itself is loaded only where there is work for it
     outcome = "" if idle else _recover(device, verify=verify, view=not json)
     device = load_device(config)
     if json:

@@ -1,0 +1,46 @@
+"""The question of every boot, which is nearly always answered with no: is there anything to recover?
+
+It is asked with the standard library alone, since the boot waits for it: reading the configuration with pydantic and
+building the command line take five times as long as the answer. Where it is not a plain no, `otaflow recover` goes on
+as any command does.
+"""
+
+import os
+import tomllib
+from pathlib import Path
+
+from otaflow.errors import OtaflowError
+from otaflow.journal import Journal
+from otaflow.platform.boots import Boots
+
+DEFAULT_PATH = Path("/etc/otaflow.toml")
+VARIABLE = "OTAFLOW_CONFIG"
+
+
+def find_config(arguments: list[str]) -> Path | None:
+    """The configuration file of a plain `otaflow recover`; None for every other command and for other options."""
+    match [argument for argument in arguments if argument != "--no-verify"]:
+        case ["recover"]:
+            return Path(os.environ.get(VARIABLE) or DEFAULT_PATH)
+        case ["recover", "--config" | "-c", path]:
+            return Path(path)
+    return None
+
+
+def is_idle(path: Path) -> bool:
+    """Count this start of the device whose configuration is `path`, and say whether it is Idle.
+
+    False, too, where it cannot be told this way.
+    """
+    try:
+        values = tomllib.loads(path.read_text())
+        nvm = path.parent / values["device"]["root"] / values.get("nvm", {}).get("path", "nvm")
+        if not nvm.is_dir():
+            return False
+        boots = Boots(nvm / "boots.json")
+        if Journal(nvm / "journal", boots.count).state != "Idle":
+            return False
+        boots.note_boot()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OtaflowError):
+        return False
+    return True

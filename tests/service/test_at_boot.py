@@ -1,0 +1,95 @@
+"""The short answer at boot says what the long one would."""
+
+from pathlib import Path
+
+import pytest
+
+from otaflow.at_boot import VARIABLE, find_config
+from otaflow.at_boot import is_idle as is_idle_at
+from otaflow.config import load
+from otaflow.platform.device import Device
+from otaflow.platform.setup import init_device
+from otaflow.ucm.states import State
+
+CONFIG = '[device]\nname = "d"\nmodel = "m"\nroot = "device"\n'
+
+
+def is_idle() -> bool:
+    config = find_config(["recover", "--no-verify"])
+    return config is not None and is_idle_at(config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path"),
+    [
+        (["recover"], "/etc/otaflow.toml"),
+        (["recover", "--no-verify"], "/etc/otaflow.toml"),
+        (["recover", "--config", "x.toml"], "x.toml"),
+        (["recover", "-c", "x.toml", "--no-verify"], "x.toml"),
+        (["recover", "--json"], None),
+        (["recover", "--config"], None),
+        (["status"], None),
+        ([], None),
+    ],
+)
+def test_only_a_plain_recover_is_answered_short(
+    arguments: list[str], path: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert find_config(arguments) == (Path(path) if path else None)
+
+
+def make(folder: Path, more: str, monkeypatch: pytest.MonkeyPatch) -> Device:
+    config = folder / "otaflow.toml"
+    config.write_text(CONFIG + more)
+    monkeypatch.setenv(VARIABLE, str(config))
+    device = Device(load())
+    init_device(device, system=None, name="system", version="1.0.0", configuration=None)
+    return device
+
+
+@pytest.mark.parametrize("more", ["", '[nvm]\npath = "elsewhere/nvm"\n'], ids=["as it comes", "nvm elsewhere"])
+def test_it_reads_the_device_that_the_commands_read(more: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = make(tmp_path, more, monkeypatch)
+    assert is_idle()
+    device.journal.transition("<ProcessSwPackage", State.PROCESSING, what="an update")
+    assert not is_idle()
+
+
+def test_it_counts_the_start_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = make(tmp_path, "", monkeypatch)
+    (device.nvm / "boots.json").write_text('{"count": 4, "boot_id": "an earlier boot"}')
+    assert is_idle()
+    assert is_idle()
+    assert device.boots.count() == 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "no toml",
+        "",
+        "device = 1",
+        "[device]\nroot = 1",
+        '[device]\nroot = "x"',
+        '[device]\nroot = "."\n[nvm]\npath = 2',
+    ],
+    ids=["none", "no TOML", "empty", "no table", "no path", "no device", "no nvm"],
+)
+def test_what_it_cannot_tell_is_left_to_the_command(
+    text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "otaflow.toml"
+    if text is not None:
+        config.write_text(text)
+    monkeypatch.setenv(VARIABLE, str(config))
+    assert not is_idle()
+
+
+def test_a_damaged_journal_is_left_to_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = make(tmp_path, "", monkeypatch)
+    device.journal.transition("<ProcessSwPackage", State.PROCESSING, what="an update")
+    sound = (device.nvm / "journal").read_bytes()
+    (device.nvm / "journal").write_bytes(b"damaged\n" + sound)
+    assert not is_idle()
