@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 from otaflow import config as configuration
 from otaflow import history, progress
 from otaflow.action import Action
-from otaflow.errors import ConfigError, HealthCheckFailed, NothingToRollback, Offline, OtaflowError
+from otaflow.errors import (
+    ConfigError,
+    HealthCheckFailed,
+    NothingToRollback,
+    Offline,
+    OperationNotPermitted,
+    OtaflowError,
+)
 from otaflow.platform.device import Device, using
 
 if TYPE_CHECKING:
@@ -59,6 +66,11 @@ def working(device: Device, *, prefect: bool = True) -> Iterator[tuple["Ucm", "P
 def go_on(ucm: "Ucm") -> HealthCheckFailed | None:
     """Carry on what a restart interrupted, before anything new begins; returns why it was rolled back, if it was."""
     if ucm.state != "Idle":
+        if not ucm.journal.session.unattended:
+            raise OperationNotPermitted(
+                f"cannot begin: a client's session is {ucm.state}",
+                hint="start `otaflow agent` and end it: `otaflow ucm finish`, `rollback` or `revert-processed-sw-packages`",
+            )
         try:
             ucm.go_on()
         except HealthCheckFailed as error:
