@@ -69,7 +69,7 @@ def go_on(ucm: "Ucm") -> HealthCheckFailed | None:
         if not ucm.journal.session.unattended:
             raise OperationNotPermitted(
                 f"cannot begin: a client's session is {ucm.state}",
-                hint="start `otaflow agent` and end it: `otaflow ucm finish`, `rollback` or `revert-processed-sw-packages`",
+                hint="start `otaflow agent` and end the session: `otaflow ucm finish`, `rollback` or `revert-…`",
             )
         try:
             ucm.go_on()
