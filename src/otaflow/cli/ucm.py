@@ -273,7 +273,9 @@ def print_table(rows: list[dict[str, Any]], columns: list[str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*columns)
+    table = Table()
+    for name in columns:
+        table.add_column(name, no_wrap=name == "id")  # an id is copied
     for row in rows:
         table.add_row(*(Text("" if row.get(name) is None else str(row[name]), overflow="fold") for name in columns))
     Console(highlight=False).print(table)
