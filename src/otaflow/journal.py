@@ -66,6 +66,12 @@ class Session:
         """The place of the action that is, or was last, worked on."""
         return len(self.actions) - 1
 
+    def place(self, action: Action) -> int:
+        """Where `action` is in `actions`; of several equal ones (a package is tried again) this very one, or the last."""
+        places = range(len(self.actions))
+        same = [place for place in places if self.actions[place] is action]
+        return (same or [place for place in places if self.actions[place] == action])[-1]
+
     @property
     def unattended(self) -> bool:
         """Whether the session goes on by itself from Ready and Activated, as it does for the one-shot commands."""

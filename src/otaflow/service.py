@@ -109,7 +109,7 @@ class Ucm:
             refusal = as_ucm_error(error)
             self._record(action, history.FAILED, error=refusal)
             self.device.stop_work.clear()
-            self._fire(f"!{_TABLE_NAMES.get(refusal.name, refusal.name)}", error=str(refusal))
+            self._fire(processing_event(refusal), error=str(refusal))
             if refusal is error or not isinstance(error, Exception):
                 raise
             raise refusal from error
@@ -148,6 +148,8 @@ class Ucm:
         Raises Restarting when the machine is going down, HealthCheckFailed when the system was rolled back, Superseded
         when a client's Rollback came in between.
         """
+        with self.deciding:
+            self._refuse_superseded()
         try:
             if not self.run(verify, {"checks": self._checks()}):
                 raise Restarting
@@ -476,7 +478,7 @@ class Ucm:
     ) -> None:
         """Put the action's end into the history, once."""
         session = self.journal.session
-        place = session.actions.index(action) if place is None else place
+        place = session.place(action) if place is None else place
         self.device.history.add(
             key=f"{session.id}.{place}",
             session=session.id,
@@ -492,10 +494,19 @@ class Ucm:
         )
 
 
-_TABLE_NAMES = {"ProcessedSoftwarePackageInconsistent": "ProcessedSwPackageInconsistent"}
+_TABLE_NAMES = {
+    "ProcessedSoftwarePackageInconsistent": "ProcessedSwPackageInconsistent",
+    "InvalidTransferId": "InvalidTransferId (for ProcessSwPackage)",
+}
 """The errors that the specification's table spells otherwise than the interface."""
 _NO_ROOM = ("No space left", "Wrote only")
 """What programs say on a full disk; the second one is tar's."""
+
+
+def processing_event(refusal: UcmError) -> str:
+    """The table's event for what stopped the processing; one that it has no line for is a GeneralReject."""
+    event = f"!{_TABLE_NAMES.get(refusal.name, refusal.name)}"
+    return event if (State.PROCESSING, event) in TABLE else "!GeneralReject"
 
 
 def as_ucm_error(error: BaseException) -> UcmError:

@@ -71,7 +71,7 @@ class Agent:
         self.device.lock.acquire()
         self.device.boots.note_boot()
         with using(self.device):
-            self.ucm.recover(verifies=False)
+            self._recover()
         self._mark_interrupted_packages()
         progress.subscribe(self._hear)
         if self.ucm.state is State.VERIFYING:
@@ -165,7 +165,8 @@ class Agent:
     def rollback(self) -> Future[None]:
         """Rollback, from Verifying or Activated. Answers on Rolled-back."""
         with self.ucm.deciding:
-            return self._submit(self.ucm.begin_rollback())
+            work = self.ucm.begin_rollback()
+            return self._submit(lambda: self._roll_back(work))
 
     def revert(self) -> Future[None]:
         """RevertProcessedSwPackages. Answers on Idle."""
@@ -253,11 +254,19 @@ class Agent:
         work()
         self._submit(self.ucm.verify)
 
+    def _roll_back(self, work: Work) -> None:
+        try:
+            work()
+        finally:
+            if self.ucm.state is State.VERIFYING:  # it could not be rolled back: the monitor goes on
+                self._submit(self.ucm.verify)
+
     def _ending(self, work: Work) -> Work:
         """`work` that ends the session: its packages have served."""
-        packages = [package.id for package in self.transfers.packages() if package.state == PackageState.PROCESSED]
 
         def end() -> None:
+            # Only now: the worker may have been about to mark the last one when the client asked.
+            packages = [p.id for p in self.transfers.packages() if p.state == PackageState.PROCESSED]
             work()
             for id in packages:
                 self.transfers.mark(id, PackageState.TRANSFERRED)
@@ -309,6 +318,13 @@ class Agent:
                 hint="an update must be higher than what is installed",
             )
         return Accepted(metadata.name, metadata.version)
+
+    def _recover(self) -> None:
+        """Put the device in order. What fails is in the journal and the log; the interface answers all the same."""
+        try:
+            self.ucm.recover(verifies=False)
+        except errors.OtaflowError as error:
+            log.error("cannot finish what was interrupted: %s; it is %s", error, self.ucm.state)  # noqa: TRY400
 
     # --- inside: the house ------------------------------------------------------------------------------------------
 
