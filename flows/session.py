@@ -64,15 +64,17 @@ class PrefectRuns:
         """Connect to PREFECT_API_URL, or to Prefect's own embedded server, which is started when there is none."""
         self.device = device
         self.journal = device.journal
-        self._context = ExitStack()
-        self.client = self._connect()
+        self._opened = ExitStack()
+        # A context of its own: the agent connects in one thread, works in a second and closes in a third.
+        self._context = contextvars.copy_context()
+        self.client = self._context.run(self._connect)
         self.client._client.event_hooks["response"].append(rest_shortly)
-        self._phases = PhaseLoop()
+        self._phases = PhaseLoop(self._context)
 
     def close(self) -> None:
         """Let go of the clients."""
         self._phases.close()
-        self._context.close()
+        self._context.run(self._opened.close)
 
     def publish(self, state: State, message: str) -> None:
         """Show every transition that the API has not seen. Never raises: the journal is the truth."""
@@ -151,11 +153,11 @@ class PrefectRuns:
     def _connect(self) -> SyncPrefectClient:
         """A client that every step shares: making one of its own costs a step 45 ms (it reads all CAs)."""
         try:
-            return self._context.enter_context(SyncClientContext.get_or_create()).client
+            return self._opened.enter_context(SyncClientContext.get_or_create()).client
         except Exception as error:
             # An API that is away may come back; what it should have seen is told it then.
             log.warning("cannot reach Prefect's API now: %s", error)
-            return self._context.enter_context(get_client(sync_client=True))
+            return self._opened.enter_context(get_client(sync_client=True))
 
     def _publish(self) -> None:
         session = self.journal.session
@@ -251,9 +253,11 @@ class PhaseLoop:
     Not asyncio.run: there Ctrl-C would wait for the phase's end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, context: contextvars.Context) -> None:
+        """`context` holds the client that steps use outside of the loop."""
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._context = contextvars.copy_context()
+        self._outer = context
+        self._context = context.copy()
         self._client: AsyncClientContext | None = None
 
     def run(self, start: Callable[[], Any]) -> Any:
@@ -284,7 +288,7 @@ class PhaseLoop:
         finally:
             loop.close()
             self._loop = self._client = None
-            self._context = contextvars.copy_context()
+            self._context = self._outer.copy()
 
     def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
         """All in one context: the client is found in it."""

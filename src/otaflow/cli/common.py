@@ -26,7 +26,7 @@ Source = Annotated[str | None, Parameter(name="--source", help="A source of the 
 @contextmanager
 def working(device: Device, *, prefect: bool = True, view: bool = True) -> Iterator[tuple["Ucm", "PrefectRuns | None"]]:
     """As `otaflow.work.working`, with each step shown on stderr unless `view` is false. Raises Locked."""
-    with _showing(view), work.working(device, prefect=prefect) as at_work:
+    with showing(view), work.working(device, prefect=prefect) as at_work:
         yield at_work
 
 
@@ -36,7 +36,8 @@ def print_json(value: Any) -> None:
 
 
 @contextmanager
-def _showing(view: bool) -> Iterator[None]:
+def showing(view: bool) -> Iterator[None]:
+    """The work shown on stderr inside the block, unless `view` is false."""
     from otaflow.cli.view import View
 
     with View() if view else nullcontext():

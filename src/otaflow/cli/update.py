@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from otaflow import work
-from otaflow.cli.common import ConfigFile, Json, Source, load_device, print_json, working
+from otaflow.cli.common import ConfigFile, Json, Source, load_device, print_json, showing, working
 from otaflow.errors import HealthCheckFailed, Locked, OtaflowError
 from otaflow.platform.device import Device
 
 if TYPE_CHECKING:
+    from otaflow.client import Client
     from otaflow.repo.choice import Target
     from otaflow.service import Ucm
 
@@ -23,9 +24,15 @@ Flag = Parameter(negative=())
 def check(*, config: ConfigFile = None, source: Source = None, json: Json = False) -> None:
     """Ask the repository what is new for this device. Nothing is installed."""
     device = load_device(config, source)
-    with working(device, view=not json) as (ucm, _):
-        targets = work.find_new(ucm)
-        installed = device.running_system()
+    if agent := _find_agent(device):
+        from otaflow import through
+
+        with agent, showing(not json):
+            targets = through.find_new(device)
+    else:
+        with working(device, view=not json) as (ucm, _):
+            targets = work.find_new(ucm)
+    installed = device.running_system()
     if json:
         print_json({"installed": installed.version, "new": [_describe(target) for target in targets]})
     elif not targets:
@@ -54,6 +61,18 @@ def update(
     device = load_device(config, source)
     installed: list[str] = []
     asked = file.name if file else "check"
+    if not down and (agent := _find_agent(device)):
+        from otaflow import through
+
+        with _reporting(device, json, installed), agent, showing(not json):
+            installed.extend(through.install_new(agent, device, file))
+    else:
+        _update(device, file, asked, installed, down=down, json=json)
+    if not json:
+        print(f"installed {', '.join(installed)}" if installed else "nothing to install: the device is up to date")
+
+
+def _update(device: Device, file: Path | None, asked: str, installed: list[str], *, down: bool, json: bool) -> None:
     with (
         _reporting(device, json, installed),
         work.recorded(device, asked, of=Locked),
@@ -62,8 +81,6 @@ def update(
         _go_on(ucm)
         for version in work.install_new(ucm, file, down=down):
             installed.append(version)
-    if not json:
-        print(f"installed {', '.join(installed)}" if installed else "nothing to install: the device is up to date")
 
 
 def rollback(
@@ -80,6 +97,15 @@ def rollback(
     """
     device = load_device(config)
     done: list[str] = []
+    if not (snapshot or backup) and (agent := _find_agent(device)):
+        from otaflow import through
+
+        with _reporting(device, json, done), agent, showing(not json):
+            through.roll_back(agent, device)
+            done.append(device.running_system().version)
+        if not json:
+            print(f"{device.config.device.name} runs {device.running_system().version}")
+        return
     with _reporting(device, json, done), working(device, view=not json) as (ucm, _):
         if snapshot or backup or ucm.state not in ("Verifying", "Activated"):
             _go_on(ucm)
@@ -138,6 +164,15 @@ def clean_up(*, config: ConfigFile = None, json: Json = False) -> None:
 
 
 # --- inside -----------------------------------------------------------------------------------------------------------
+
+
+def _find_agent(device: Device) -> "Client | None":
+    """A client of the device's agent, where one runs. Without its socket nothing of the client is even loaded."""
+    if not device.config.path(device.config.api.socket).exists():
+        return None
+    from otaflow.through import find_agent
+
+    return find_agent(device)
 
 
 def _go_on(ucm: "Ucm") -> None:
