@@ -166,6 +166,29 @@ def test_a_client_that_goes_away_in_a_block_changes_nothing(server: Any, client:
     assert client.transfer_data(id, 1, b"x" * 1000) == 1000
 
 
+@pytest.mark.parametrize("pieces", [[1000], [1, 999], [500, 499, 1], [1] * 1000, [999, 2], [300, 701]], ids=len)
+def test_a_body_in_pieces_and_a_request_behind_it(pieces: list[int], server: Any, client: Client, stub: Any) -> None:
+    """Whatever the pieces are in which a block comes, it is the block; the next request begins behind it."""
+    block = random.Random(2).randbytes(1000)
+    id, _ = client.transfer_start(5000)
+    head = f"POST /ucm/TransferData?id={id}&blockCounter=1 HTTP/1.1\r\nHost: ucm\r\nContent-Length: 1000\r\n\r\n"
+    behind = b"GET /ucm/CurrentStatus HTTP/1.1\r\nHost: ucm\r\nConnection: close\r\n\r\n"
+    sent = block + behind
+    with socket.socket(socket.AF_UNIX) as plain:
+        plain.connect(str(server.socket))
+        plain.sendall(head.encode())
+        for length in pieces:
+            plain.sendall(sent[:length])
+            sent = sent[length:]
+            time.sleep(0.001)
+        plain.sendall(sent)
+        answer = b"".join(iter(lambda: plain.recv(4096), b"")).decode()
+    assert stub.blocks[id] == [block]
+    assert answer.count("HTTP/1.1 200 OK") == 2
+    assert '{"consecutiveBytesReceived":1000}' in answer
+    assert answer.endswith('{"status":"Idle","session":null}')
+
+
 def test_what_is_not_http_is_answered_as_json(server: Any, client: Client) -> None:
     with socket.socket(socket.AF_UNIX) as plain:
         plain.connect(str(server.socket))
