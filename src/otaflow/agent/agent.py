@@ -300,11 +300,11 @@ class Agent:
 
     def _accept(self, path: Path) -> Accepted:
         """Whether a transferred file may be processed: signed, understood, and not older than what is installed."""
-        with open_repository(self.device.config) as repository:
-            try:
+        try:
+            with open_repository(self.device.config) as repository:
                 target = repository.trusted(path)
-            except errors.RepositoryRefused as error:
-                raise errors.AuthenticationFailed(f"cannot accept the package: {error}", hint=error.hint) from error
+        except (errors.Refused, errors.ConfigError) as error:
+            raise errors.AuthenticationFailed(f"cannot accept the package: {error}", hint=error.hint) from error
         if target is None:
             raise errors.AuthenticationFailed(
                 "cannot accept the package: it is not signed by a repository that this device trusts",
