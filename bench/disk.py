@@ -24,7 +24,7 @@ def disk(kind: str, folder: Path | None = None) -> Iterator[Path]:
         image = Path(name) / "image"
         with image.open("wb") as file:
             file.truncate(LOOP_BYTES)
-        subprocess.run(["mkfs.btrfs", "-q", image], check=True, stderr=subprocess.DEVNULL)
+        subprocess.run(["mkfs.btrfs", "-q", image], check=True, capture_output=True)
         subprocess.run(["mount", "-o", "loop,noatime", image, top], check=True)
         try:
             yield top

@@ -20,6 +20,7 @@ from bench import disk, system
 
 BACKUPS = ("back up incrementally", "back up in full", "snapshot main partition")
 SHARE = 0.02
+PACKAGES = ("one file", "2 %", "whole")
 WAYS = ("tar", "plain", "prefect")
 Figures = dict[str, Any]
 
@@ -48,7 +49,7 @@ def make_packages(folder: Path, size: int, files: int) -> dict[str, Path]:
     return made
 
 
-def measure(kind: str, rounds: int, size: int, files: int) -> dict[str, dict[str, list[Figures]]]:
+def measure(kind: str, rounds: int, size: int, files: int, only: list[str]) -> dict[str, dict[str, list[Figures]]]:
     """What each way took with each package, round after round."""
     found: dict[str, dict[str, list[Figures]]] = {}
     with disk.disk(kind) as top, tempfile.TemporaryDirectory(prefix="otaflow-bench-") as home:
@@ -57,7 +58,7 @@ def measure(kind: str, rounds: int, size: int, files: int) -> dict[str, dict[str
         packages = make_packages(top, size, files)
         first = packages.pop("first")
         for number in range(rounds):
-            for what, package in packages.items():
+            for what, package in ((what, packages[what]) for what in only):
                 for way in WAYS:
                     place = top / f"{number} {what} {way}".replace(" ", "-")
                     place.mkdir()
@@ -141,9 +142,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--mb", type=int, default=300)
     parser.add_argument("--files", type=int, default=7400)
+    parser.add_argument("--only", nargs="+", choices=PACKAGES, default=PACKAGES, help="the packages to measure")
     parser.add_argument("--json", type=Path, help="keep the raw figures in this file")
     chosen = parser.parse_args()
-    found = measure(chosen.kind, chosen.rounds, chosen.mb * 10**6, chosen.files)
+    found = measure(chosen.kind, chosen.rounds, chosen.mb * 10**6, chosen.files, chosen.only)
     if chosen.json:
         chosen.json.write_text(json.dumps(found))
     print(f"### {chosen.mb} MB in {chosen.files} files, {chosen.kind}, median of {chosen.rounds}\n")
