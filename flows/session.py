@@ -119,19 +119,34 @@ class PrefectRuns:
             raise outcome.error
         return outcome.value
 
-    def pressed(self) -> str | None:
-        """The button that somebody pressed on the session's page: "Resume" or "Cancel"; None when it is as it was left.
+    def behind(self) -> bool:
+        """Whether there is a transition that Prefect has not been told. Asks nobody."""
+        session = self.journal.session
+        return int(session.notes.get("shown", 0)) < len(session.transitions)
 
-        Raises what Prefect's client raises while the API is away.
+    def pressed(self) -> tuple[str, State] | None:
+        """The button that somebody pressed on the session's page, and the state in which: None when nobody did.
+
+        It is "Resume", "Cancel", or the name of whatever else the run's state was set to. Raises what Prefect's client
+        raises while the API is away.
         """
         session = self.journal.session
-        if "run" not in session.notes or int(session.notes.get("shown", 0)) < len(session.transitions):
+        count = len(session.transitions)
+        if "run" not in session.notes or self.behind():
             return None
+        transition = session.transitions[-1]
+        expected = self._run_state(transition)
         found = self.client.read_flow_run(UUID(session.notes["run"])).state
-        expected = self._run_state(session.transitions[-1])
+        if session is not self.journal.session or len(session.transitions) > count:
+            return None  # it went on meanwhile: that is no button
         if found is None or (found.name, found.type) == (expected.name, expected.type):
             return None
-        return "Cancel" if found.type in (StateType.CANCELLING, StateType.CANCELLED) else "Resume"
+        state = State(transition["to"])
+        if found.type in (StateType.CANCELLING, StateType.CANCELLED):
+            return "Cancel", state
+        if found.type is StateType.RUNNING and expected.type is StateType.PAUSED:
+            return "Resume", state
+        return str(found.name), state
 
     def put_back(self, why: str) -> None:
         """Give the session's run its right state again; `why` goes into its log. Never raises."""

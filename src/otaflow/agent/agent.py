@@ -355,12 +355,15 @@ class Agent:
                     log.warning("the transfer %s was idle for too long and is given up", id)
             self._ended.wait(RECONNECT_SECONDS)
 
-    def _press(self, call: str) -> None:
-        """A button of Prefect's that means the method `call`. Raises the UcmError that refuses it."""
-        if call == "cancel":
-            self.cancel(self._processing[0] if self._processing else "")
-        else:
-            getattr(self, call)()
+    def _press(self, call: str, state: State) -> None:
+        """A button of Prefect's that means the method `call`, pressed in `state`. Raises the UcmError that refuses it."""
+        with self.ucm.deciding:
+            if self.ucm.state is not state:
+                raise errors.OperationNotPermitted(f"it was {state}, and is {self.ucm.state} now")
+            if call == "cancel":
+                self.cancel(self._processing[0] if self._processing else "")
+            else:
+                getattr(self, call)()
 
     def _hear(self, event: Event) -> None:
         """What the phases tell: to the watchers, the package's log and the progress."""

@@ -7,6 +7,7 @@ table: what it forbids is put back too, with a line in the run's log that says w
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -18,6 +19,8 @@ log = logging.getLogger("otaflow.agent")
 
 FLUSH_SECONDS = 5.0
 LOOK_SECONDS = 1.0
+AGAIN_SECONDS = 5.0
+"""How long what Prefect could not be told waits until it is tried again."""
 
 RESUME = {State.READY: "activate", State.ACTIVATED: "finish", State.ROLLED_BACK: "finish"}
 CANCEL = {
@@ -35,7 +38,8 @@ class Shown(Protocol):
 
     def publish(self, state: State, message: str) -> None: ...
     def run(self, phase: Phase[..., Any], parameters: dict[str, Any]) -> Any: ...
-    def pressed(self) -> str | None: ...
+    def behind(self) -> bool: ...
+    def pressed(self) -> tuple[str, State] | None: ...
     def put_back(self, why: str) -> None: ...
     def close(self) -> None: ...
 
@@ -43,8 +47,8 @@ class Shown(Protocol):
 class Visible:
     """A `Runs` that shows states from a thread of its own, and listens for the buttons in it."""
 
-    def __init__(self, runs: Shown, ask: Callable[[str], None], state: Callable[[], State]) -> None:
-        """`ask` calls the agent's method of that name, and raises the UcmError that refuses it."""
+    def __init__(self, runs: Shown, ask: Callable[[str, State], None], state: Callable[[], State]) -> None:
+        """`ask` calls the agent's method of that name if it is still in that state; raises the UcmError that refuses."""
         self.runs = runs
         self._ask, self._state = ask, state
         self._due = threading.Event()
@@ -73,12 +77,17 @@ class Visible:
         self.runs.close()
 
     def _go(self) -> None:
+        tried = 0.0
         while not self._ended.is_set():
             if self._due.wait(LOOK_SECONDS):
                 self._due.clear()
                 self.runs.publish(self._state(), "")
                 if not self._due.is_set():
                     self._shown.set()
+            elif self.runs.behind():
+                if time.monotonic() - tried > AGAIN_SECONDS:
+                    tried = time.monotonic()
+                    self.runs.publish(self._state(), "")
             elif self._state() is not State.IDLE:
                 self._look()
 
@@ -91,14 +100,14 @@ class Visible:
             return
         if button is None:
             return
-        state = self._state()
-        call = (RESUME if button == "Resume" else CANCEL).get(state)
+        name, state = button
+        call = {"Resume": RESUME, "Cancel": CANCEL}.get(name, {}).get(state)
         why = ""
         if call is None:
-            why = f"{button} means nothing while the update manager is {state}"
+            why = f"{name} means nothing while the update manager is {state}"
         else:
             try:
-                self._ask(call)
+                self._ask(call, state)
             except UcmError as error:
-                why = f"{button} was refused: {error}"
+                why = f"{name} was refused: {error}"
         self.runs.put_back(why)
