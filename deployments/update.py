@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prefect import flow
 
-from otaflow import work
+from otaflow import through, work
 from otaflow.service import Restarting
 
 
@@ -13,9 +13,13 @@ def update(config: str | None = None, source: str | None = None) -> list[str]:
     """Install what is new, one update after the other; returns the versions that are in place.
 
     `config` is the device's configuration file, `source` one of its sources. An update that does not prove itself
-    healthy is taken back, and the run fails. A restart ends the run; `otaflow resume` goes on after it.
+    healthy is taken back, and the run fails. Where an agent runs, it does the work. A restart ends the run; `otaflow
+    resume` goes on after it.
     """
     device = work.load_device(Path(config) if config else None, source)
+    if agent := through.find_agent(device):
+        with agent:
+            return list(through.install_new(agent, device))
     installed: list[str] = []
     with work.working(device) as (ucm, _):
         try:

@@ -137,7 +137,6 @@ class Api(Section):
 
     `listen` is `HOST:PORT` (`[::1]:8444`; port 0: any). It needs `certificate` and `key`, and `token_file` (a bearer
     token) or `client_ca` (the authority of client certificates); with both, either of them lets a client in.
-    A transfer that no client goes on with for `transfer_timeout_seconds` is removed.
     """
 
     socket: Path = Path("run/ucm.sock")
@@ -146,7 +145,6 @@ class Api(Section):
     key: Path | None = None
     client_ca: Path | None = None
     token_file: Path | None = None
-    transfer_timeout_seconds: float = Field(default=86400, gt=0)
 
     @field_validator("listen")
     @classmethod

@@ -277,7 +277,6 @@ def test_files_that_are_not_there(part: str, serve: Any, pki: Any) -> None:
         ({"token_file": "t"}, "`token_file`"),
         ({"client_ca": "t"}, "`client_ca`"),
         ({"tls": False}, r"api\.tls"),
-        ({"transfer_timeout_seconds": 0}, r"api\.transfer_timeout_seconds"),
     ],
 )
 def test_combinations_that_are_refused(api: dict[str, Any], message: str, tmp_path: Path) -> None:
