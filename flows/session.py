@@ -8,6 +8,8 @@ without it. Nothing here decides anything.
 import asyncio
 import contextvars
 import logging
+import os
+import socket
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack, suppress
 from datetime import datetime
@@ -20,6 +22,7 @@ from prefect.client.schemas.actions import LogCreate
 from prefect.client.schemas.objects import State as RunState
 from prefect.client.schemas.objects import StateType
 from prefect.context import AsyncClientContext, SyncClientContext
+from prefect.exceptions import ObjectNotFound
 from prefect.flow_engine import run_flow
 from prefect.types import DateTime
 
@@ -43,6 +46,7 @@ TYPES = {
 }
 """Prefect's type for each UCM state; Idle ends the run, and its type says how."""
 
+REACH_SECONDS = 3.0
 BUSY_SECONDS = 0.02
 """How long a server rests that is busy; three times as long each time it is busy again."""
 
@@ -79,6 +83,7 @@ class PrefectRuns:
     def publish(self, state: State, message: str) -> None:
         """Show every transition that the API has not seen. Never raises: the journal is the truth."""
         try:
+            self._expect_api()
             self._publish()
         except Exception as error:
             log.warning("cannot show the state %s in Prefect now: %s", state, error)
@@ -86,6 +91,7 @@ class PrefectRuns:
     def catch_up(self) -> None:
         """After a crash: close the phase run that nobody runs any more, and show what happened since. Never raises."""
         try:
+            self._expect_api()
             self._publish()
             notes = self.journal.session.notes
             if notes.get("phase_run") and notes.get("phase_run") != notes.get("phase_ended"):
@@ -103,6 +109,7 @@ class PrefectRuns:
         """Run a phase as a subflow run of the session; returns or raises what its story did."""
         phase.outcome = None
         try:
+            self._expect_api()
             flow_run = self._begin_phase(phase, parameters)
             self._phases.run(
                 lambda: run_flow(phase.flow, flow_run=flow_run, parameters=parameters, return_type="state")
@@ -136,6 +143,7 @@ class PrefectRuns:
             return None
         transition = session.transitions[-1]
         expected = self._run_state(transition)
+        self._expect_api()
         found = self.client.read_flow_run(UUID(session.notes["run"])).state
         if session is not self.journal.session or len(session.transitions) > count:
             return None  # it went on meanwhile: that is no button
@@ -152,6 +160,7 @@ class PrefectRuns:
         """Give the session's run its right state again; `why` goes into its log. Never raises."""
         session = self.journal.session
         try:
+            self._expect_api()
             run = UUID(session.notes["run"])
             if why:
                 line = LogCreate(
@@ -174,6 +183,14 @@ class PrefectRuns:
             log.warning("cannot reach Prefect's API now: %s", error)
             return self._opened.enter_context(get_client(sync_client=True))
 
+    def _expect_api(self) -> None:
+        """Raise ConnectionError at once while nobody answers: Prefect's client would try again for a minute."""
+        url = self.client.api_url
+        if any(name.lower() in ("http_proxy", "https_proxy", "all_proxy") for name in os.environ):
+            return  # only the proxy knows
+        port = url.port or (443 if url.scheme == "https" else 80)
+        socket.create_connection((url.host, port), timeout=REACH_SECONDS).close()
+
     def _publish(self) -> None:
         session = self.journal.session
         if not session.transitions:
@@ -181,11 +198,15 @@ class PrefectRuns:
         shown = int(session.notes.get("shown", 0))
         for number, transition in enumerate(session.transitions[shown:], shown + 1):
             state = self._run_state(transition)
-            if "run" in session.notes:
+            if "run" not in session.notes:
+                self._open(transition, state, number)
+                continue
+            try:
                 self.client.set_flow_run_state(UUID(session.notes["run"]), state, force=True)
                 self.journal.note(durable=False, shown=number)
-            else:
-                self._open(transition, state)
+            except ObjectNotFound:
+                log.warning("Prefect has lost the session's run: it gets a new one")
+                self._open(transition, state, number)
         if shown < len(session.transitions) and self.journal.state is State.IDLE:
             self._log_states()
 
@@ -205,10 +226,10 @@ class PrefectRuns:
         ]
         self.client.create_logs(lines)
 
-    def _open(self, transition: Record, state: RunState[Any]) -> None:
+    def _open(self, transition: Record, state: RunState[Any], shown: int) -> None:
         session = self.journal.session
         name = self.device.config.device.name
-        what = str(transition.get("what", "recovery"))
+        what = str(session.transitions[0].get("what") or "recovery")
         run = self.client.create_flow_run(
             update_session,
             name=f"{name}: {what}",
@@ -222,7 +243,7 @@ class PrefectRuns:
             "otaflow.what": what,
         }
         self.client.update_flow_run_labels(run.id, labels)
-        self.journal.note(durable=False, run=str(run.id), shown=1)
+        self.journal.note(durable=False, run=str(run.id), shown=shown)
 
     def _run_state(self, transition: Record) -> RunState[Any]:
         state = State(transition["to"])
