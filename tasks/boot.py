@@ -63,15 +63,21 @@ def restart() -> bool:
 
 def new_system_was_started() -> bool:
     """Whether the device was started since Verifying began, be it into what the boot loader fell back to."""
-    here = device()
-    return here.boots.count() > here.journal.session.boots_at(State.VERIFYING)
+    return device().boots.count() > _trial_began()
 
 
 def old_system_must_start() -> bool:
-    """Whether what was taken back is still running: the new system was started, and nothing since the last undo."""
-    session = device().journal.session
-    started = session.boots_at(State.ROLLING_BACK) > session.boots_at(State.VERIFYING)
-    return started and device().boots.count() <= session.undone_boots
+    """Whether what was taken back is still running: the new system was started, and nothing since the last undo.
+
+    It may have started after the rollback was decided: a client asks while the restart is made, the power is cut.
+    """
+    undone = device().journal.session.undone_boots
+    return _trial_began() < undone and device().boots.count() <= undone
+
+
+def _trial_began() -> int:
+    """The boot counter when the activation ended; a monitor that goes on after a failed Rollback begins no new trial."""
+    return device().journal.session.boots_at(State.VERIFYING, origin=State.ACTIVATING)
 
 
 @step("check running slot", retries=1)

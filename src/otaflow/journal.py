@@ -77,9 +77,13 @@ class Session:
         """Whether the session goes on by itself from Ready and Activated, as it does for the one-shot commands."""
         return any(transition.get("unattended") for transition in self.transitions)
 
-    def boots_at(self, state: State) -> int:
-        """The boot counter when `state` was last entered from another one; -1 when it never was."""
-        entries = [t["boots"] for t in self.transitions if t["to"] == state and t["from"] != state]
+    def boots_at(self, state: State, origin: State | None = None) -> int:
+        """The boot counter when `state` was last entered from another one (from `origin`); -1 when it never was."""
+        entries = [
+            t["boots"]
+            for t in self.transitions
+            if t["to"] == state and (t["from"] == origin if origin else t["from"] != state)
+        ]
         return entries[-1] if entries else -1
 
 

@@ -5,6 +5,7 @@ A line of stdin is `{"start": {"config", "fault", "env", "log", "drain"}}`, answ
 that is given an API in `env` loads it itself.
 """
 
+import faulthandler
 import json
 import os
 import signal
@@ -27,6 +28,7 @@ from otaflow.tasks.step import STEPS
 from otaflow.work import load_device
 
 LOADED = enforced()
+faulthandler.register(signal.SIGUSR1)  # where an agent hangs is told in its log
 
 
 def main() -> None:
