@@ -6,7 +6,7 @@ from typing import Literal
 from prefect import flow
 
 from otaflow import work
-from otaflow.service import Restarting
+from otaflow.errors import Restarting
 
 Way = Literal["previous slot", "snapshot", "backup"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from prefect import flow
 
 from otaflow import through, work
-from otaflow.service import Restarting
+from otaflow.errors import Restarting
 
 
 @flow(name="update", persist_result=False)

@@ -1,5 +1,8 @@
 """The update policy's beginning (spec/s16-package-update.md): from connect to what is new, and the download."""
 
+from pathlib import Path
+
+from otaflow.errors import AuthenticationFailed
 from otaflow.flows.phase import phase
 from otaflow.repo.choice import Target
 from otaflow.tasks.repository import (
@@ -10,6 +13,7 @@ from otaflow.tasks.repository import (
     download_package,
     find_new_packages,
     open_source,
+    take_file,
     update_package_repository,
 )
 
@@ -37,7 +41,15 @@ def fetch(source: str, target: Target, archive: str = "") -> str:
 
 
 @phase("accept file", reverts=False)
-def accept_file(source: str, package: str) -> Target:
-    """Take a package file that somebody handed in, if it is a signed target. Raises AuthenticationFailed."""
+def accept_file(source: str, package: str) -> tuple[Target, str]:
+    """Take a package file that somebody handed in, if it is a signed target; also where its copy is.
+
+    Raises AuthenticationFailed.
+    """
     with open_source(source) as repository:
-        return authenticate_package(repository, package)
+        copy = take_file(package)
+        try:
+            return authenticate_package(repository, copy), copy
+        except AuthenticationFailed:
+            Path(copy).unlink(missing_ok=True)
+            raise

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
 
 from otaflow.config import Config
 from otaflow.history import History
@@ -102,13 +101,3 @@ def using(which: Device) -> Iterator[Device]:
         yield which
     finally:
         _current.pop()
-
-
-def make_folders(which: Device) -> None:
-    """Make the folders of a new device that are not trees of their own."""
-    for folder in (which.nvm, which.logs, which.cache, which.backups.folder, _slots_folder(which)):
-        folder.mkdir(parents=True, exist_ok=True)
-
-
-def _slots_folder(which: Device) -> Path:
-    return which.config.path(which.config.slots.path)

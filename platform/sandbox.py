@@ -111,7 +111,8 @@ def _run_enclosed(
     require_program(str(argv[0]))
     mark = f"ready {uuid.uuid4()}"
     opened = sorted({path.resolve() for path in writable if path.exists()})
-    closed = sorted({path.resolve() for path in protected if path.exists()})
+    folders = {path.resolve() for path in protected if path.exists()}
+    closed = sorted((folders | _find_mounts(folders)) - set(opened))
     drop = ",".join(f"-{name}" for name in _known_capabilities(DROPPED))
     command: list[str | Path] = [*NAMESPACES, "sh", "-c", SETUP, "sh", mark, str(len(opened)), str(len(closed)), drop]
     command += [*opened, *closed, cwd, *argv]
@@ -121,6 +122,13 @@ def _run_enclosed(
         reason = (ended.output.strip().splitlines() or ["no reason given"])[-1]
         raise CommandFailed(f"cannot protect the running slot from {argv[0]}: {reason}", output=ended.output)
     return ended.returncode
+
+
+def _find_mounts(folders: set[Path]) -> set[Path]:
+    """What is mounted inside the folders, except "/": a folder made read-only does not make its mounts so."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    places = {Path(line.split()[4].encode().decode("unicode_escape")) for line in lines}
+    return {place for place in places for folder in folders if folder != Path("/") and folder in place.parents}
 
 
 def _run_marked(argv: Sequence[str | Path], cwd: Path, env: Mapping[str, str], bounds: Bounds) -> int:

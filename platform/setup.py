@@ -23,8 +23,10 @@ def init_device(device: Device, *, system: Path | None, name: str, version: str,
                 f"cannot make a device in {device.root}: slot {slot} is there already",
                 hint="name another folder, or remove this one if its content may go",
             )
-    for folder in (device.nvm, device.logs, device.cache, device.backups.folder, device.slots.path(first).parent):
-        folder.mkdir(parents=True, exist_ok=True)
+    device.slots.path(first).parent.mkdir(parents=True, exist_ok=True)
+    for folder in (device.nvm, device.logs, device.cache, device.backups.folder):
+        # The configuration's secrets are in the backups, and what programs say is in the logs.
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _fill(device, device.slots.path(first), system)
     label = Label(name, version, update_number=0, generation=uuid4().hex)
     write_label(device.slots.path(first), label)

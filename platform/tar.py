@@ -23,6 +23,7 @@ def archive(source: Path, target: Path, members: Sequence[str] = (".",)) -> None
     target.parent.mkdir(parents=True, exist_ok=True)
     new = hidden(target, "new")
     new.unlink(missing_ok=True)
+    new.touch(mode=0o600)
     command: list[str | Path] = ["tar", "--create", f"--file={new}", *KEEP]
     # records of 1 MB instead of 10 KB: a tenth of the time
     command += ["--blocking-factor=2048", "--one-file-system", "--sparse", "--format=posix"]

@@ -76,7 +76,7 @@ def old_system_must_start() -> bool:
 
 
 def _trial_began() -> int:
-    """The boot counter when the activation ended; a monitor that goes on after a failed Rollback begins no new trial."""
+    """The boot counter when the activation ended; a monitor that goes on after a failed Rollback is no new trial."""
     return device().journal.session.boots_at(State.VERIFYING, origin=State.ACTIVATING)
 
 

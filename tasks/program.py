@@ -40,6 +40,10 @@ def run_update_program(
     before = read_label(here.slots.path(base))
     _lay_out_history(Path(folder))
     _run(Path(folder), direction, spare, before.version, version)
+    # What the program wrote is on the disk before the label says so: a power cut in Ready must not leave a promise.
+    here.slots.sync(spare)
+    for written in (here.configuration, Path(folder)):
+        sync_file_system(written)
     label = Label(metadata_of(folder).name, version, update_number, generation=uuid4().hex)
     write_label(here.slots.path(spare), label)
     return label.generation
@@ -100,7 +104,7 @@ def _run(folder: Path, direction: str, spare: str, version_from: str, version_to
         },
         timeout=timeout,
         writable=[slot, here.configuration, folder],
-        protected=[here.root],
+        protected=[here.root, slot.parent, here.slots.path(here.boot.running()), here.backups.folder, here.nvm],
         output=output,
         cancelled=here.stop_work.is_set,
     )

@@ -8,12 +8,14 @@ from typing import Any
 from otaflow import progress
 from otaflow.errors import AuthenticationFailed, RepositoryRefused
 from otaflow.platform.device import device
+from otaflow.platform.directories import copy_tree
 from otaflow.repo.choice import Target
 from otaflow.repo.client import LocalRepository, Repository, open_archive, open_repository
 from otaflow.tasks.step import step
 
 AnyRepository = Repository | LocalRepository
 ARTIFACT_SECONDS = 1.0
+HANDED_IN = "handed-in-"
 
 
 def open_source(source: str, archive: str = "") -> AnyRepository:
@@ -67,18 +69,31 @@ def download_package(repository: AnyRepository, target: Target) -> str:
     return str(repository.download(target, show))
 
 
+@step("take package file")
+def take_file(package: str) -> str:
+    """Copy a package file into the cache, ours alone: what is judged must be what is used. Returns the copy's path."""
+    source = Path(package).resolve()
+    if not source.is_file():
+        raise AuthenticationFailed(f"cannot use the package {package}: there is no such file")
+    folder = device().cache / "packages"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    copy = folder / f"{HANDED_IN}{source.name}"
+    copy.unlink(missing_ok=True)
+    copy_tree(source, copy)
+    return str(copy)
+
+
 @step("authenticate package")
 def authenticate_package(repository: AnyRepository, package: str) -> Target:
     """The signed target that the file `package` is. AuthenticationFailed when it is none that this device trusts."""
-    if not Path(package).is_file():
-        raise AuthenticationFailed(f"cannot use the package {package}: there is no such file")
+    name = Path(package).name.removeprefix(HANDED_IN)
     try:
         target = repository.trusted(Path(package))
     except RepositoryRefused as error:
-        raise AuthenticationFailed(f"cannot use the package {package}: {error}", hint=error.hint) from error
+        raise AuthenticationFailed(f"cannot use the package {name}: {error}", hint=error.hint) from error
     if target is None:
         raise AuthenticationFailed(
-            f"cannot use the package {package}: it is not signed by a repository that this device trusts",
+            f"cannot use the package {name}: it is not signed by a repository that this device trusts",
             hint="`otaflow check` fetches the newest signatures; a local repository package (.nsr) brings its own",
         )
     return target

@@ -117,10 +117,7 @@ class Step(Generic[P, R]):
         """Take one intent back, with retries, and record it. Raises UndoFailed; the intent stays open then."""
         try:
             if self.take_back:
-                if in_flow_run():
-                    self.undo_task(intent.memory)
-                else:
-                    _retrying(lambda: self._take_back(intent.memory), *self.undo_limits())
+                self._undo(intent.memory)
         except Exception as error:
             device().journal.undo_failed(intent, str(error))
             raise UndoFailed(
@@ -130,6 +127,17 @@ class Step(Generic[P, R]):
         device().journal.undone(intent)
         fault.point(f"undo.{self.name}.done")
         progress.tell("undone", self.title, step=self.name)
+
+    def _undo(self, memory: dict[str, Any]) -> None:
+        """As a Prefect task where there is a flow run; where Prefect itself fails, without it."""
+        if in_flow_run():
+            try:
+                self.undo_task(memory)
+                return
+            except Exception as error:
+                if type(error).__module__.partition(".")[0] not in ("prefect", "httpx", "httpcore"):
+                    raise
+        _retrying(lambda: self._take_back(memory), *self.undo_limits())
 
     def undo_limits(self) -> tuple[int, float]:
         """An undo is always tried again: also that of a step which may be done only once."""

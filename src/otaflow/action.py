@@ -33,7 +33,6 @@ class Action:
     package: str = ""
     backup: str = ""
     source: str = ""
-    digest: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:

@@ -82,12 +82,16 @@ class Program(Section):
 
 
 class Health(Section):
-    """`[health]`: the device's own checks, beside those of the package. Each command must exit 0."""
+    """`[health]`: the device's own checks, beside those of the package. Each command must exit 0.
+
+    A trial that was begun `trials` times and never came to an end, because the machine went down each time, has failed.
+    """
 
     commands: list[list[str]] = []
     timeout_seconds: float = Field(default=30, gt=0)
     tries: int = Field(default=3, ge=1)
     wait_seconds: float = Field(default=1, ge=0)
+    trials: int = Field(default=10, ge=1)
 
 
 class Transfer(Section):

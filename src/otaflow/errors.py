@@ -44,6 +44,10 @@ class HealthCheckFailed(OtaflowError):
     """The system that was started is not healthy."""
 
 
+class Restarting(Exception):
+    """The machine is going down; the session goes on when it is up again. Nothing is wrong: it is no OtaflowError."""
+
+
 # --- the moment was bad -------------------------------------------------------------------------------------------
 
 

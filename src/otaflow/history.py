@@ -37,14 +37,3 @@ class History:
         """The newest record."""
         records = self.read()
         return records[-1] if records else None
-
-    def highest_version(self, name: str) -> str | None:
-        """The highest version of `name` that was ever activated here."""
-        from semver import Version
-
-        versions = [
-            Version.parse(record["version"])
-            for record in self.read()
-            if record.get("name") == name and record["resolution"] == ACTIVATED
-        ]
-        return str(max(versions)) if versions else None

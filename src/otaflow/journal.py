@@ -67,7 +67,7 @@ class Session:
         return len(self.actions) - 1
 
     def place(self, action: Action) -> int:
-        """Where `action` is in `actions`; of several equal ones (a package is tried again) this very one, or the last."""
+        """Where `action` is in `actions`; of equal ones (a package is tried again) this very one, or the last."""
         places = range(len(self.actions))
         same = [place for place in places if self.actions[place] is action]
         return (same or [place for place in places if self.actions[place] == action])[-1]
@@ -229,5 +229,11 @@ class Journal:
 
     def _compact(self) -> None:
         """At Idle nothing is open: start a grown journal anew with the one fact that matters, its last transition."""
-        if self.file.path.stat().st_size > COMPACT_BYTES:
-            self.file.replace([self.session.transitions[-1] | {"session": self.session.id}])
+        behind = int(self.session.notes.get("shown", 0)) < len(self.session.transitions) - 1
+        if self.file.path.stat().st_size > COMPACT_BYTES * (16 if behind else 1):
+            kept: list[Record] = [self.session.transitions[-1] | {"session": self.session.id}]
+            if self.session.notes:
+                kept.append({"kind": "note"} | self.session.notes | {"shown": 0})
+            if self.session.kept:
+                kept.append({"kind": "kept"})
+            self.file.replace(kept)

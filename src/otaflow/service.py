@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from otaflow import errors, fault, history, progress
 from otaflow.action import NAMES, Action
-from otaflow.errors import HealthCheckFailed, OtaflowError, UcmError, UndoFailed
+from otaflow.errors import HealthCheckFailed, OtaflowError, Restarting, UcmError, UndoFailed
 from otaflow.flows.activate import activate_backup, activate_slot, activate_snapshot, activate_update
 from otaflow.flows.clean_up import commit, revert
 from otaflow.flows.phase import Phase
@@ -58,10 +58,6 @@ class Superseded(Exception):
     """The verification was ended by a client's Rollback, which goes on from here."""
 
 
-class Restarting(Exception):
-    """The machine is going down; the session goes on when it is up again."""
-
-
 class Ucm:
     """The update and configuration manager of one device. The caller holds the device's lock."""
 
@@ -103,18 +99,20 @@ class Ucm:
             if action.facts.get("refused"):
                 raise errors.InvalidTransferId(str(action.facts["refused"]))
             processed = self.run(*self._processing(action))
-        except UndoFailed:
+            # The checks are kept here: after a power cut the package in the cache may be gone, and the trial goes on.
+            checks = [check.model_dump() for check in self._health_of(action, processed)]
+        except UndoFailed as error:
+            self._record(action, history.FAILED, error=error)
             raise
         except BaseException as error:
             refusal = as_ucm_error(error)
-            self._record(action, history.FAILED, error=refusal)
+            if not action.facts.get("refused"):
+                self._record(action, history.FAILED, error=refusal)
             self.device.stop_work.clear()
             self._fire(processing_event(refusal), error=str(refusal))
             if refusal is error or not isinstance(error, Exception):
                 raise
             raise refusal from error
-        # The checks are kept here: after a power cut the package in the cache may be gone, and the trial goes on.
-        checks = [check.model_dump() for check in self._health_of(action, processed)]
         self._fire("$Success ProcessSwPackage", processed=processed, checks=checks)
 
     def activate(self) -> None:
@@ -130,6 +128,7 @@ class Ucm:
 
     def _activate(self) -> None:
         try:
+            self._refuse_half_reverted()
             self.run(*self._activation())
         except UndoFailed:
             raise
@@ -151,6 +150,7 @@ class Ucm:
         with self.deciding:
             self._refuse_superseded()
         try:
+            self._count_trial()
             if not self.run(verify, {"checks": self._checks()}):
                 raise Restarting
         except Restarting:
@@ -258,8 +258,10 @@ class Ucm:
                 self._roll_back()
             case State.ROLLING_BACK_FAILED if unattended:
                 self.rollback()
+            case State.CLEANING_UP if self._cleaning_came_from() == State.READY:
+                self._revert()
             case State.CLEANING_UP:
-                self._clean_up(commits=self._commit_was_decided())
+                self._clean_up(commits=self._cleaning_came_from() == State.ACTIVATED)
         if self.state is State.VERIFYING and not verifies:
             return True
         if unattended:
@@ -333,7 +335,8 @@ class Ucm:
         action, last = processed[-1]
         parameters: dict[str, Any] = {"processed": last}
         if action.kind in ("up", "down"):
-            parameters["folders"] = [result["folder"] for _, result in processed]
+            # What is taken back needs nothing any more.
+            parameters["folders"] = [result["folder"] for one, result in processed if one.kind == "up"]
         return ACTIVATIONS[action.kind], parameters
 
     def processed(self) -> list[tuple[Action, Processed]]:
@@ -386,6 +389,26 @@ class Ucm:
             self._record(action, history.ROLLED_BACK)
         self._fire("$Success")
 
+    def _refuse_half_reverted(self) -> None:
+        """What a refused Revert has taken back in part is not what was processed."""
+        processed = set(self.journal.session.processed)
+        if any(intent.undone and intent.action in processed for intent in self.journal.session.intents.values()):
+            raise errors.ErrorNoValidProcessing(
+                "cannot activate: a part of what was processed is reverted",
+                hint="revert the rest (RevertProcessedSwPackages), and process the package again",
+            )
+
+    def _count_trial(self) -> None:
+        """A machine that goes down whenever its new system is checked must not try for ever. Raises HealthCheckFailed.
+
+        A power cut cannot be told from a crash here, so the limit is a generous one.
+        """
+        limit = self.device.config.health.trials
+        begun = int(self.journal.session.notes.get("trials", 0))
+        if begun >= limit:
+            raise HealthCheckFailed(f"the new system was begun to be verified {begun} times, and never to the end")
+        self.journal.note(trials=begun + 1)
+
     def _refuse_superseded(self) -> None:
         if self.state is not State.VERIFYING:
             raise Superseded
@@ -422,9 +445,6 @@ class Ucm:
             error=type(error).__name__,
             why=str(error),
         )
-
-    def _commit_was_decided(self) -> bool:
-        return self._cleaning_came_from() == State.ACTIVATED
 
     def _cleaning_came_from(self) -> str:
         return str([t["from"] for t in self.journal.session.transitions if t["to"] == State.CLEANING_UP][-1])
@@ -464,8 +484,7 @@ class Ucm:
             return
         compensate(lambda intent: intent.phase == "activate")
         self._fire("!ErrorDuringActivation", error="the activation was interrupted")
-        for action, _ in actions:
-            self._record(action, history.FAILED, error=errors.ErrorDuringActivation("the activation was interrupted"))
+        # No end yet: an unattended session is given up, and recorded, from Ready; a client may activate again.
 
     def _record(
         self,

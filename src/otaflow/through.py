@@ -4,12 +4,12 @@ The agent holds the device; the repository's metadata is the commands' own busin
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from otaflow import progress
 from otaflow.client import Client
-from otaflow.errors import HealthCheckFailed, Offline, OperationNotPermitted
+from otaflow.errors import HealthCheckFailed, Offline, OperationNotPermitted, UcmError
 from otaflow.platform.device import Device, using
 from otaflow.platform.lock import DeviceLock
 from otaflow.repo.choice import Target
@@ -50,15 +50,19 @@ def install_new(client: Client, device: Device, file: Path | None = None) -> Ite
 
     source = device.config.update.use
     archive = str(file.absolute()) if file and file.suffix == ".nsr" else ""
+    _refuse_busy(client)
+    if file and not archive:
+        with _asking(device):
+            target, package = accept_file(source, str(file.absolute()))
+        _install(client, device, Path(package))
+        yield target.version
+        return
     with _asking(device):
-        targets = [accept_file(source, str(file.absolute()))] if file and not archive else check(source, archive)
+        targets = check(source, archive)
     for target in targets:
-        if file and not archive:
-            path = file
-        else:
-            with _asking(device):
-                path = Path(fetch(source, target, archive))
-        _install(client, device, path)
+        with _asking(device):
+            package = fetch(source, target, archive)
+        _install(client, device, Path(package))
         yield target.version
 
 
@@ -73,20 +77,36 @@ def roll_back(client: Client, device: Device) -> None:
     client.finish()
 
 
+def _refuse_busy(client: Client) -> None:
+    """A session that is going on is another client's: nothing is added to it."""
+    status = client.current_status()["status"]
+    if status != State.IDLE:
+        raise OperationNotPermitted(
+            f"cannot begin an update: the agent is {status}",
+            hint="`otaflow ucm watch` shows how it goes on; a client's session is ended by finish, rollback or revert",
+        )
+
+
 def _install(client: Client, device: Device, package: Path) -> None:
     def show(sent: int, size: int) -> None:
         progress.tell("bytes", "transfer to the agent", done=sent, total=size)
 
     id = client.transfer(package, show)
+    session = None
     try:
+        _refuse_busy(client)
         client.process_sw_package(id)
+        session = client.current_status()["session"]
         _tell(client)
         client.activate()
     except Exception:
-        if client.current_status()["status"] == State.READY:
+        status = client.current_status()
+        if status["status"] == State.READY and status["session"] == session:
             client.revert_processed_sw_packages()
-        client.delete_transfer(id)
+        with suppress(UcmError):
+            client.delete_transfer(id)
         raise
+    package.unlink(missing_ok=True)
     for status in client.watch(reconnect=True):
         progress.tell("state", status["status"])
         if status["status"] in DECIDED:

@@ -182,8 +182,8 @@ def _find_actions(ucm: "Ucm", file: Path | None, down: bool) -> Iterator[Action]
     source = device.config.update.use
     if file and file.suffix != ".nsr":
         with recorded(device, file.name):
-            target = ucm.run(accept_file, {"source": source, "package": str(file.absolute())})
-        yield _action(device, target, str(file.absolute()), down)
+            target, package = ucm.run(accept_file, {"source": source, "package": str(file.absolute())})
+        yield _action(device, target, package, down)
         return
     archive = str(file.absolute()) if file else ""
     with recorded(device, file.name if file else "check"):
@@ -206,7 +206,6 @@ def _action(device: Device, target: "Target", package: str, down: bool) -> Actio
         update_number=number,
         package=package,
         source=device.config.update.use,
-        digest=target.hashes.get("sha256", ""),
         facts={"from_version": system.version},
     )
 

@@ -1,6 +1,7 @@
 """platform/sandbox.py for real: what a program can do, as root and as another user."""
 
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -159,6 +160,22 @@ def test_the_root_file_system_can_be_protected(tmp_path: Path) -> None:
     script = 'touch "$B/new" && ! touch "$A/new" && ! touch /otaflow-test-file'
     assert box.run(script, protected=[Path("/"), box.root]) == 0, box.heard
     assert box.run(script, protected=[Path("/")]) == 0, box.heard
+
+
+@rooted
+def test_what_is_mounted_inside_a_protected_folder_is_protected_too(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    slots = box.root / "slots"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", slots], check=True)
+    try:
+        for path in (box.running, box.spare):
+            path.mkdir()
+        assert box.run('echo new > "$B/file"') == 0
+        assert box.run('echo new > "$A/file"') != 0
+        assert "Read-only" in box.heard[-1]
+        assert not (box.running / "file").exists()
+    finally:
+        subprocess.run(["umount", slots], check=True)
 
 
 @rooted

@@ -20,16 +20,19 @@ from otaflow.action import Action
 from otaflow.agent.reports import Report, report_changes, report_clusters, report_history, report_packages
 from otaflow.agent.subscription import Subscription
 from otaflow.agent.visible import Shown, Visible
+from otaflow.errors import Restarting
+from otaflow.flows.retention import retention
 from otaflow.package.extract import read_metadata
 from otaflow.package.versions import newer
 from otaflow.platform.device import Device, using
 from otaflow.progress import Event
 from otaflow.repo.client import open_repository
-from otaflow.service import Restarting, Superseded, Ucm, Work
+from otaflow.service import Superseded, Ucm, Work
 from otaflow.transfer.cached import PackageState
 from otaflow.transfer.logs import PackageLogs
 from otaflow.transfer.store import Accepted, Transfers
-from otaflow.ucm.states import State
+from otaflow.ucm.states import RESTING, State
+from otaflow.work import ProcessingLog
 
 log = logging.getLogger("otaflow.agent")
 
@@ -38,6 +41,7 @@ Connect = Callable[[], Shown]
 
 RECONNECT_SECONDS = 10.0
 EXPIRE_SECONDS = 60.0
+RETENTION_SECONDS = 24 * 3600.0
 WEIGHT = {"extract_package": 10, "copy_active_slot": 20, "back_up_incremental": 30, "back_up_full": 60}
 """How far the processing is, in percent, when a step is done; the program's own share is the rest."""
 
@@ -57,6 +61,9 @@ class Agent:
         self._work: queue.Queue[tuple[Work, Future[None]] | None] = queue.Queue()
         self._processing: tuple[str, Future[None]] | None = None
         self._percent = 0
+        self._stuck = False
+        """An undo failed where no client can do anything about it: the house-keeping tries again."""
+        self._log = ProcessingLog(device)
         self._subscribers: list[Subscription] = []
         self._ended = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -70,10 +77,11 @@ class Agent:
         """
         self.device.lock.acquire()
         self.device.boots.note_boot()
+        progress.subscribe(self._hear)
+        progress.subscribe(self._log)
         with using(self.device):
             self._recover()
         self._mark_interrupted_packages()
-        progress.subscribe(self._hear)
         if self.ucm.state is State.VERIFYING:
             self._submit(self.ucm.go_on if self.ucm.journal.session.unattended else self.ucm.verify)
         for target in (self._run_worker, self._keep_house):
@@ -93,6 +101,7 @@ class Agent:
         if isinstance(self.ucm.runs, Visible):
             self.ucm.runs.close()
         progress.unsubscribe(self._hear)
+        progress.unsubscribe(self._log)
         self.device.lock.release()
 
     # --- status ---------------------------------------------------------------------------------------------------
@@ -205,12 +214,10 @@ class Agent:
 
     def set_log_level(self, id: str, level: int) -> None:
         """SetLogLevel."""
-        self.transfers.get(id)
         self.logs.set_level(id, level)
 
     def log(self, id: str) -> list[dict[str, Any]]:
-        """GetLog."""
-        self.transfers.get(id)
+        """GetLog. A package's log outlives it."""
         return self.logs.read(id)
 
     # --- inside: the work -------------------------------------------------------------------------------------------
@@ -227,11 +234,15 @@ class Agent:
                 work, future = item
                 try:
                     work()
-                except (Superseded, Restarting):
+                except Superseded:
                     future.set_result(None)
+                except Restarting:
+                    # Not answered: it is not done yet. The machine goes down, and the caller asks again after it.
+                    log.info("the machine is restarting")
                 except BaseException as error:
                     if not isinstance(error, errors.OtaflowError):
                         log.exception("work failed")
+                    self._stuck = isinstance(error, errors.UndoFailed) and self.ucm.state not in RESTING
                     future.set_exception(error)
                 else:
                     future.set_result(None)
@@ -323,7 +334,10 @@ class Agent:
         """Put the device in order. What fails is in the journal and the log; the interface answers all the same."""
         try:
             self.ucm.recover(verifies=False)
-        except errors.OtaflowError as error:
+        except Restarting:
+            log.info("the machine is restarting")
+        except (errors.OtaflowError, OSError) as error:
+            self._stuck = self.ucm.state not in RESTING
             log.error("cannot finish what was interrupted: %s; it is %s", error, self.ucm.state)  # noqa: TRY400
 
     # --- inside: the house ------------------------------------------------------------------------------------------
@@ -339,9 +353,9 @@ class Agent:
                 self.transfers.mark(package.id, PackageState.PROCESSED if here else PackageState.TRANSFERRED)
 
     def _keep_house(self) -> None:
-        """Connect to Prefect as soon as it is there, and let go of zombie transfers."""
+        """Connect to Prefect as soon as it is there, let go of what is over, and try again what could not be undone."""
         connected = self._connect is None
-        expired = 0.0
+        expired = retained = time.monotonic()
         while not self._ended.is_set():
             if not connected and self._connect:
                 try:
@@ -353,10 +367,21 @@ class Agent:
                 expired = time.monotonic()
                 for id in self.transfers.expire():
                     log.warning("the transfer %s was idle for too long and is given up", id)
+                if self._stuck:
+                    self._stuck = False
+                    self._submit(self._recover)
+            if self.ucm.state is State.IDLE and time.monotonic() - retained > RETENTION_SECONDS:
+                retained = time.monotonic()
+                self._submit(self._end_backups)
             self._ended.wait(RECONNECT_SECONDS)
 
+    def _end_backups(self) -> None:
+        """Step 11 of the update processes, once a day."""
+        if self.ucm.state is State.IDLE:
+            self.ucm.run(retention, {})
+
     def _press(self, call: str, state: State) -> None:
-        """A button of Prefect's that means the method `call`, pressed in `state`. Raises the UcmError that refuses it."""
+        """A button of Prefect's that means the method `call`, pressed in `state`. Raises the refusing UcmError."""
         with self.ucm.deciding:
             if self.ucm.state is not state:
                 raise errors.OperationNotPermitted(f"it was {state}, and is {self.ucm.state} now")

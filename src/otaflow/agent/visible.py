@@ -48,7 +48,7 @@ class Visible:
     """A `Runs` that shows states from a thread of its own, and listens for the buttons in it."""
 
     def __init__(self, runs: Shown, ask: Callable[[str, State], None], state: Callable[[], State]) -> None:
-        """`ask` calls the agent's method of that name if it is still in that state; raises the UcmError that refuses."""
+        """`ask` calls the agent's method of that name if it is still in that state; raises the refusing UcmError."""
         self.runs = runs
         self._ask, self._state = ask, state
         self._due = threading.Event()

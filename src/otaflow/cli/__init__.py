@@ -6,7 +6,7 @@ import sys
 from types import FrameType
 
 from otaflow.at_boot import find_config, is_idle
-from otaflow.errors import OtaflowError
+from otaflow.errors import OtaflowError, Restarting
 
 
 def main() -> None:
@@ -31,6 +31,8 @@ def main() -> None:
     except KeyboardInterrupt:
         print("otaflow: stopped; what was begun is taken back", file=sys.stderr)
         sys.exit(130)
+    except Restarting:
+        print("the machine is restarting; what was begun goes on at its start", file=sys.stderr)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)

@@ -182,7 +182,7 @@ def _go_on(ucm: "Ucm") -> None:
 
 def _recover(device: Device, *, verify: bool, view: bool) -> str:
     """Recover without Prefect; returns what a person should know beside the state."""
-    from otaflow.service import Restarting
+    from otaflow.errors import Restarting
 
     with working(device, prefect=False, view=view) as (ucm, _):
         try:
@@ -198,7 +198,7 @@ def _recover(device: Device, *, verify: bool, view: bool) -> str:
 def _reporting(device: Device, json: bool, done: list[str]) -> Iterator[None]:
     """Say how it ended: as JSON where asked for, also of a failure; a restart is no failure."""
     from otaflow.cli.report import read_status
-    from otaflow.service import Restarting
+    from otaflow.errors import Restarting
 
     answer: dict[str, Any] = {"done": done, "error": None, "restarting": False}
     try:
