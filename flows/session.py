@@ -8,6 +8,7 @@ without it. Nothing here decides anything.
 import asyncio
 import contextvars
 import logging
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack, suppress
 from datetime import datetime
@@ -45,6 +46,9 @@ TYPES = {
 BUSY_SECONDS = 0.02
 """How long a server rests that is busy; three times as long each time it is busy again."""
 
+AWAY_SECONDS = 60.0
+"""How long an API that did not answer is left alone: asking it costs all its client's retries, each time."""
+
 
 @flow(name="update session")
 def update_session(device: str, session: str, what: str) -> None:
@@ -67,6 +71,12 @@ class PrefectRuns:
         self.client = self._connect()
         self.client._client.event_hooks["response"].append(rest_shortly)
         self._phases = PhaseLoop()
+        self._away_until = 0.0
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the API did not answer a short while ago."""
+        return time.monotonic() < self._away_until
 
     def close(self) -> None:
         """Let go of the clients."""
@@ -75,9 +85,12 @@ class PrefectRuns:
 
     def publish(self, state: State, message: str) -> None:
         """Show every transition that the API has not seen. Never raises: the journal is the truth."""
+        if self.is_away:
+            return
         try:
             self._publish()
         except Exception as error:
+            self._away_until = time.monotonic() + AWAY_SECONDS
             log.warning("cannot show the state %s in Prefect now: %s", state, error)
 
     def catch_up(self) -> None:
@@ -99,15 +112,8 @@ class PrefectRuns:
     def run(self, phase: Phase[..., Any], parameters: dict[str, Any]) -> Any:
         """Run a phase as a subflow run of the session; returns or raises what its story did."""
         phase.outcome = None
-        try:
-            flow_run = self._begin_phase(phase, parameters)
-            self._phases.run(
-                lambda: run_flow(phase.flow, flow_run=flow_run, parameters=parameters, return_type="state")
-            )
-            self.journal.note(durable=False, phase_ended=str(flow_run.id))
-        except Exception as error:
-            if phase.outcome is None or phase.outcome.error is None or _is_api_trouble(error):
-                log.warning("Prefect's API failed in the phase %s: %s", phase.name, error)
+        if not self.is_away:
+            self._run_in_prefect(phase, parameters)
         outcome = phase.outcome
         if outcome is None or (outcome.error and _is_api_trouble(outcome.error)):
             log.warning("running %s without Prefect", phase.name)
@@ -117,6 +123,20 @@ class PrefectRuns:
         return outcome.value
 
     # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _run_in_prefect(self, phase: Phase[..., Any], parameters: dict[str, Any]) -> None:
+        """Run it, its end being in `phase.outcome`; that is None where the API failed before the story began."""
+        try:
+            flow_run = self._begin_phase(phase, parameters)
+            self._phases.run(
+                lambda: run_flow(phase.flow, flow_run=flow_run, parameters=parameters, return_type="state")
+            )
+            self.journal.note(durable=False, phase_ended=str(flow_run.id))
+        except Exception as error:
+            if _is_api_trouble(error):
+                self._away_until = time.monotonic() + AWAY_SECONDS
+            if phase.outcome is None or phase.outcome.error is None or _is_api_trouble(error):
+                log.warning("Prefect's API failed in the phase %s: %s", phase.name, error)
 
     def _connect(self) -> SyncPrefectClient:
         """A client that every step shares: making one of its own costs a step 45 ms (it reads all CAs)."""
