@@ -108,16 +108,7 @@ class PrefectRuns:
     def run(self, phase: Phase[..., Any], parameters: dict[str, Any]) -> Any:
         """Run a phase as a subflow run of the session; returns or raises what its story did."""
         phase.outcome = None
-        try:
-            self._expect_api()
-            flow_run = self._begin_phase(phase, parameters)
-            self._phases.run(
-                lambda: run_flow(phase.flow, flow_run=flow_run, parameters=parameters, return_type="state")
-            )
-            self.journal.note(durable=False, phase_ended=str(flow_run.id))
-        except Exception as error:
-            if phase.outcome is None or phase.outcome.error is None or _is_api_trouble(error):
-                log.warning("Prefect's API failed in the phase %s: %s", phase.name, error)
+        self._run_in_prefect(phase, parameters)
         outcome = phase.outcome
         if outcome is None or (outcome.error and _is_api_trouble(outcome.error)):
             log.warning("running %s without Prefect", phase.name)
@@ -173,6 +164,19 @@ class PrefectRuns:
             log.warning("cannot put the session's state back in Prefect now: %s", error)
 
     # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _run_in_prefect(self, phase: Phase[..., Any], parameters: dict[str, Any]) -> None:
+        """Run it, its end being in `phase.outcome`; that is None where the API failed before the story began."""
+        try:
+            self._expect_api()
+            flow_run = self._begin_phase(phase, parameters)
+            self._phases.run(
+                lambda: run_flow(phase.flow, flow_run=flow_run, parameters=parameters, return_type="state")
+            )
+            self.journal.note(durable=False, phase_ended=str(flow_run.id))
+        except Exception as error:
+            if phase.outcome is None or phase.outcome.error is None or _is_api_trouble(error):
+                log.warning("Prefect's API failed in the phase %s: %s", phase.name, error)
 
     def _connect(self) -> SyncPrefectClient:
         """A client that every step shares: making one of its own costs a step 45 ms (it reads all CAs)."""

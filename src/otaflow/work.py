@@ -130,6 +130,8 @@ def prepare_prefect() -> None:
     """
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
+    # A server that died is asked for half a minute, not for a whole one, at each of the calls that a phase makes.
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "4")
     if "PREFECT_LOGGING_LEVEL" not in os.environ:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
