@@ -20,7 +20,7 @@ from otaflow.config import Config, Source, load
 ROOT = Path(__file__).parents[1]
 PAGES = [
     *ROOT.glob("*.md"),
-    *(ROOT / "docs").rglob("*.md"),
+    *(page for page in (ROOT / "docs").rglob("*.md") if page.parent.name != "spec"),  # those came from elsewhere
     *(ROOT / "deployments").glob("*.md"),
     *ROOT.glob("examples/**/*.md"),
 ]

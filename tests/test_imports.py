@@ -16,7 +16,20 @@ LAYERS = [
     {"flows"},
     {"tasks"},
     {"platform", "repo"},
-    {"package", "ucm", "journal", "history", "records", "config", "action", "fault", "progress", "files", "errors"},
+    {
+        "package",
+        "ucm",
+        "journal",
+        "history",
+        "records",
+        "config",
+        "action",
+        "fault",
+        "progress",
+        "places",
+        "files",
+        "errors",
+    },
 ]
 """The highest first; a module may import its own layer and those below it."""
 

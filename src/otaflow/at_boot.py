@@ -11,10 +11,8 @@ from pathlib import Path
 
 from otaflow.errors import OtaflowError
 from otaflow.journal import Journal
+from otaflow.places import DEFAULT_PATH, VARIABLE
 from otaflow.platform.boots import Boots
-
-DEFAULT_PATH = Path("/etc/otaflow.toml")
-VARIABLE = "OTAFLOW_CONFIG"
 
 
 def find_config(arguments: list[str]) -> Path | None:

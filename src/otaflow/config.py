@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from otaflow.at_boot import DEFAULT_PATH as DEFAULT_PATH
-from otaflow.at_boot import VARIABLE as VARIABLE
 from otaflow.errors import ConfigError
+from otaflow.places import DEFAULT_PATH as DEFAULT_PATH
+from otaflow.places import VARIABLE as VARIABLE
 
 
 class Section(BaseModel):
