@@ -11,13 +11,14 @@ SOURCE = ROOT / "src" / "otaflow"
 
 LAYERS = [
     {"cli", "api", "agent", "at_boot", "deployments", "examples"},
-    {"work"},
+    {"work", "through"},
     {"service"},
     {"flows"},
     {"tasks"},
-    {"platform", "repo"},
+    {"platform", "repo", "client"},
     {
         "package",
+        "transfer",
         "ucm",
         "journal",
         "history",
@@ -37,7 +38,7 @@ USED_ONLY_IN = {
     "prefect": ("flows/", "tasks/", "deployments/", "agent"),
     "subprocess": ("platform/run.py",),
     "tuf": ("repo/",),
-    "httpx": ("repo/transport.py",),
+    "httpx": ("repo/transport.py", "client.py"),
     "securesystemslib": ("repo/",),
     "rich": ("cli/",),
     "cyclopts": ("cli/",),

@@ -1,4 +1,4 @@
-"""Prefect's own buttons on the session's page, on a real server: each is an event of the UCM, or is put back."""
+"""Prefect's own buttons on the session's page, on a real server: each is an event, or is put back."""
 
 import json
 import os
