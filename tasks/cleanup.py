@@ -17,7 +17,7 @@ CACHE_DAYS = 30
 
 @step("remove temporary files", retries=2)
 def remove_temporary(session: str) -> None:
-    """Remove what the session extracted into the cache, and give its reserve back."""
+    """Remove what the session extracted into the cache, and give its reserves back."""
     release_reserve()
     for folder in (device().cache / "extracted").glob(f"{session}-*"):
         shutil.rmtree(folder, ignore_errors=True)

@@ -35,8 +35,8 @@ def run_update_program(
     right. Raises ProcessedSoftwarePackageInconsistent when it fails or takes too long.
     """
     here = device()
-    remember(backup=backup)
-    hold_reserve()
+    memory = remember(backup=backup, reserve=f"{RESERVE}-{here.journal.session.current}")
+    hold_reserve(memory["reserve"])
     before = read_label(here.slots.path(base))
     _lay_out_history(Path(folder))
     _run(Path(folder), direction, spare, before.version, version)
@@ -50,25 +50,24 @@ def run_update_program(
 
 
 @run_update_program.undo
-def return_configuration(backup: str) -> None:
+def return_configuration(backup: str, reserve: str) -> None:
     """Give `/etc/sys` back what it held; the slot's own content goes with the copy's undo."""
     sandbox.end_left_over(device().nvm / "lock")
-    release_reserve()
+    release_reserve(reserve)
     bring_configuration(backup)
 
 
-def hold_reserve() -> None:
-    """Keep room for the undo: a program that fills the disk fills it around this. InsufficientMemory by ENOSPC."""
+def hold_reserve(name: str) -> None:
+    """Keep room for the undo: a program that fills the disk fills it around this. OSError where there is none."""
     here = device()
     sizes = [path.lstat().st_size for path in here.configuration.rglob("*")]
-    with (here.nvm / RESERVE).open("wb") as file:
+    with (here.nvm / name).open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES + sum(-(-size // BLOCK) * BLOCK for size in sizes))
 
 
-def release_reserve() -> None:
-    """Give the room back: to the undo, or at the session's end."""
-    reserve = device().nvm / RESERVE
-    if reserve.exists():
+def release_reserve(pattern: str = f"{RESERVE}-*") -> None:
+    """Give the room back: of one action to its undo, or all of it at the session's end."""
+    for reserve in device().nvm.glob(pattern):
         reserve.unlink()
         sync_file_system(reserve.parent)
 

@@ -4,7 +4,7 @@ An action is what the UCM processes: usually a package (`up`), or one of the way
 states as an update does and so have the same undo.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 Kind = Literal["up", "down", "previous-slot", "backup", "snapshot"]
@@ -36,8 +36,14 @@ class Action:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        """The action as plain data; `Action(**record)` is its inverse."""
+        """The action as plain data; `from_record` is its inverse."""
         return asdict(self)
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "Action":
+        """The action of a journal, which an older or newer otaflow may have written: what is unknown is left out."""
+        known = {one.name for one in fields(cls)}
+        return cls(**{name: value for name, value in record.items() if name in known})
 
     def title(self) -> str:
         """A few words for a person."""

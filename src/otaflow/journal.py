@@ -211,7 +211,7 @@ class Journal:
                 self.state = State(record["to"])
                 session.transitions.append(record)
                 if "action" in record:
-                    session.actions.append(Action(**record["action"]))
+                    session.actions.append(Action.from_record(record["action"]))
                 if record["event"] == "$Success ProcessSwPackage":
                     session.processed.append(session.current)
             case "intent":

@@ -157,3 +157,16 @@ def test_the_processing_log_tells_what_the_program_said(world: World, otaflow: A
     world.install(world.up())
     assert "installing 1.2.0 over 1.1.0" in otaflow("history", "--log").stdout
     assert Path(world.device().logs, f"{world.last()['session']}.log").is_file()
+
+
+def test_a_journal_of_another_otaflow_is_read(world: World) -> None:
+    """An update may bring a new otaflow: its recovery reads what the former one wrote, and the other way round."""
+    device = world.device()
+    journal = device.nvm / "journal"
+    records = read(journal)[0]
+    for record in records:
+        if "action" in record and record["kind"] == "transition":
+            record["action"]["of another version"] = 1
+            del record["action"]["source"]
+    journal.write_bytes(b"".join(encode(record) for record in records))
+    assert world.device().journal.state == "Idle"
