@@ -47,6 +47,9 @@ class Slots(Protocol):
     def put_back(self, target: str, kept: str) -> None:
         """Undo `copy` or `fill`: `target` has its former content again. Nothing was kept: nothing happens."""
 
+    def kept_names(self) -> list[str]:
+        """All names under which something is kept, also that there was nothing."""
+
     def forget(self, kept: str) -> None:
         """Give up the content kept under `kept`."""
 

@@ -8,8 +8,10 @@ from otaflow.history import ACTIVATED
 from otaflow.platform.backups import Entry
 from otaflow.platform.device import device
 from otaflow.tasks.backups import remove_full, remove_snapshot
+from otaflow.tasks.configuration import KEPT_MAIN
 from otaflow.tasks.program import release_reserve
 from otaflow.tasks.step import step
+from otaflow.ucm.states import State
 
 KEPT_LOGS = 200
 CACHE_DAYS = 30
@@ -29,6 +31,23 @@ def remove_cached(package: str) -> None:
     path = Path(package)
     if path.parent == device().cache / "packages":
         path.unlink(missing_ok=True)
+
+
+@step("remove leavings", retries=2)
+def remove_leavings() -> None:
+    """Remove what a former session's cleaning could not. In Idle only: a session that goes on needs what it keeps."""
+    here = device()
+    if here.journal.state is not State.IDLE:
+        return
+    release_reserve()
+    for name in here.slots.kept_names():
+        here.slots.forget(name)
+    for aside in here.main.parent.glob(f"{KEPT_MAIN}*"):
+        here.trees.remove(aside)
+    for mark in here.main.glob(f"{KEPT_MAIN}*"):
+        mark.unlink()
+    for folder in (here.cache / "extracted").glob("*"):
+        shutil.rmtree(folder)
 
 
 @step("remove old logs and packages", retries=1)

@@ -6,6 +6,8 @@ from otaflow.platform.exchange import exchange
 from otaflow.platform.mirror import mirror
 from otaflow.tasks.step import remember, step
 
+KEPT_MAIN = ".main-"
+
 
 @step("restore configuration", retries=2, early=True)
 def restore_configuration(backup: str, present: str) -> None:
@@ -68,4 +70,4 @@ def forget_main(kept: str) -> None:
 def kept_main_name(action: int | None = None) -> str:
     """The name of the main partition that is kept aside, and of the mark in the one that took its place."""
     session = device().journal.session
-    return f".main-{session.id}-{session.current if action is None else action}"
+    return f"{KEPT_MAIN}{session.id}-{session.current if action is None else action}"

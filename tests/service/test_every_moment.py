@@ -4,7 +4,6 @@ The moments are not listed here: they are the fault points that a good run, a fa
 (`recorded`). A kill is SIGKILL; after it comes `otaflow recover`, the real command.
 """
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from update_world import STORIES, World, differences, recorded
 
 from otaflow.errors import HealthCheckFailed, OtaflowError, UndoFailed
+from otaflow.flows.retention import retention
 from otaflow.tasks.step import STEPS
 
 DECIDED = {"good": "flip_slot.done", "previous-slot": "flip_slot.done", "backup": "flip_slot.done"}
@@ -44,8 +44,8 @@ def told(*stories: str, of: Callable[[str], list[str]] = moments) -> list[Any]:
 def test_the_records_hold_every_step() -> None:
     passed = {name.split(".")[0] for story in STORIES for name in moments(story)}
     of_the_repository = {"connect", "check_certificate", "authenticate", "update_package_repository"}
-    of_the_repository |= {"find_new_packages", "download_package", "authenticate_package"}
-    of_retention = {"find_expired", "end_full_backup", "end_snapshot", "remove_old_files"}
+    of_the_repository |= {"find_new_packages", "download_package", "take_file", "authenticate_package"}
+    of_retention = {"find_expired", "end_full_backup", "end_snapshot", "remove_leavings", "remove_old_files"}
     assert set(STEPS) - passed - of_the_repository == of_retention
 
 
@@ -82,18 +82,19 @@ def test_a_trial_that_fails_is_rolled_back(world: World, point: str, fault_point
 
 
 @pytest.mark.parametrize("point", steps_of("good", "forget_kept.before", ""))
-def test_cleaning_that_fails_ends_in_idle_and_is_made_up_for(
+def test_cleaning_that_fails_is_an_alarm_and_is_made_up_for(
     world: World, worlds: Any, point: str, fault_points: Any
 ) -> None:
     good = worlds.outcome("good", world.kind)
     fault_points(point, "fail")
-    with contextlib.suppress(OtaflowError):
-        world.install(world.up())
+    world.install(world.up())
     fault_points("")
+    assert world.device().journal.state == "Idle"
+    assert world.resolutions()[1:] == [("1.2.0", "kActivated"), ("1.2.0", "kFailed")]
+    assert world.last()["action"] == "CleanUp"
     with world.ucm() as ucm:
-        ucm.recover()
+        ucm.run(retention, {})
     assert differences(good, world.outcome()) == {}
-    assert world.resolutions()[1:] == [("1.2.0", "kActivated")]
 
 
 # --- a kill -----------------------------------------------------------------------------------------------------------
