@@ -38,7 +38,7 @@ class TreeSlots:
 
     def fill(self, source: Path, target: str, kept: str) -> None:
         content, aside, marker = self.path(target), self._aside(kept), self._marker(kept)
-        if source == content:
+        if source == content and (content.is_dir() or aside.is_dir()):
             source = aside  # the content goes on from what it is: what is kept is what is copied
         elif not source.is_dir():
             raise OtaflowError(f"cannot fill the slot {target!r} from {source}: there is no such tree")

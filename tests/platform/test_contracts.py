@@ -210,11 +210,37 @@ def test_a_name_that_cannot_be_kept(slots: TreeSlots, kept: str) -> None:
     assert state(slots) == before
 
 
-@pytest.mark.parametrize(("source", "target"), [("a", "a"), ("c", "b"), ("a", "c"), ("a", "../b")])
+@pytest.mark.parametrize(("source", "target"), [("c", "b"), ("a", "c"), ("a", "../b")])
 def test_slots_that_cannot_be_copied(slots: TreeSlots, source: str, target: str) -> None:
     before = state(slots)
     with pytest.raises(OtaflowError, match="cannot"):
         slots.copy(source, target, "one")
+    assert state(slots) == before
+
+
+def test_a_slot_that_goes_on_from_what_it_is(slots: TreeSlots) -> None:
+    """The second package of a session: the first one's result is kept, and the slot is a copy of it."""
+    slots.copy("a", "b", "first")
+    (slots.path("b") / "by-the-first").write_text("1")
+    between = describe(slots.path("b"))
+    slots.copy("b", "b", "second")
+    assert describe(slots.path("b")) == between
+    (slots.path("b") / "by-the-second").write_text("2")
+    slots.copy("b", "b", "second")
+    assert (slots.path("b") / "by-the-second").exists()
+    slots.put_back("b", "second")
+    slots.put_back("b", "second")
+    assert describe(slots.path("b")) == between
+
+
+def test_a_slot_that_is_absent_cannot_go_on(slots: TreeSlots) -> None:
+    slots.copy("a", "b", "first")
+    slots.put_back("b", "first")
+    if slots.path("b").exists():
+        return
+    before = state(slots)
+    with pytest.raises(OtaflowError, match="cannot"):
+        slots.copy("b", "b", "second")
     assert state(slots) == before
 
 
