@@ -1,8 +1,6 @@
 """Writing files so that a power cut leaves the old content or the new one, never a mixture."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -37,13 +35,3 @@ def write_atomic(path: Path, content: bytes, mode: int = 0o644) -> None:
         os.close(fd)
     os.replace(new, path)
     fsync_folder(path.parent)
-
-
-@contextmanager
-def inside(folder: Path) -> Iterator[int]:
-    """An open descriptor of `folder`, for the `dir_fd` family of calls."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield fd
-    finally:
-        os.close(fd)

@@ -26,6 +26,7 @@ from otaflow.platform.device import Device
 from otaflow.tasks.configuration import kept_main_name
 from otaflow.tasks.package import metadata_of
 from otaflow.tasks.slots import kept_name
+from otaflow.tasks.step import compensate
 from otaflow.ucm.states import State
 from otaflow.ucm.table import TABLE, Row
 
@@ -458,8 +459,6 @@ class Ucm:
 
     def _recover_processing(self) -> None:
         session = self.journal.session
-        from otaflow.tasks.step import compensate
-
         compensate(lambda intent: intent.action == session.current)
         stopped = errors.ProcessSwPackageCancelled(
             "the processing was interrupted: a power cut, or its process was ended"
@@ -469,8 +468,6 @@ class Ucm:
 
     def _recover_activating(self) -> None:
         """Flipped: the trial follows. Not flipped: everything of the activation is taken back."""
-        from otaflow.tasks.step import compensate
-
         actions = self.processed()
         steps = {"up": "flip_slot", "down": "flip_slot", "snapshot": "restore_main"}
         flipped = all(self.journal.is_done(steps.get(action.kind, "flip_slot")) for action, _ in actions)

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from otaflow.repo.choice import Target
     from otaflow.service import Ucm
 
-Flag = Parameter(negative=())
-
 
 def check(*, config: ConfigFile = None, source: Source = None, json: Json = False) -> None:
     """Ask the repository what is new for this device. Nothing is installed."""
