@@ -49,12 +49,13 @@ def working(device: Device, *, prefect: bool = True) -> Iterator[tuple["Ucm", "P
 
     What an earlier command left unfinished is finished or taken back first.
     """
+    from otaflow.recovery import recover
     from otaflow.service import Ucm
 
     with using(device), device.lock, progress.listening(ProcessingLog(device)):
         device.boots.note_boot()
-        if prefect and Ucm(device).needs_recovery():
-            Ucm(device).recover(verifies=False)
+        if prefect and device.journal.needs_recovery:
+            recover(Ucm(device), verifies=False)
         runs = connect_prefect(device) if prefect else None
         try:
             yield Ucm(device, runs), runs

@@ -12,6 +12,7 @@ from update_world import STORIES, World, differences, recorded
 
 from otaflow.errors import HealthCheckFailed, OtaflowError, UndoFailed
 from otaflow.flows.retention import retention
+from otaflow.recovery import recover
 from otaflow.tasks.step import STEPS
 
 DECIDED = {"good": "flip_slot.done", "previous-slot": "flip_slot.done", "backup": "flip_slot.done"}
@@ -74,7 +75,7 @@ def test_a_trial_that_fails_is_rolled_back(world: World, point: str, fault_point
         assert world.device().journal.state == "RollingBackFailed"
         fault_points("")
         with world.ucm() as ucm:
-            ucm.recover()
+            recover(ucm)
     else:
         assert isinstance(refusal.value, HealthCheckFailed)
     assert differences(before, world.picture()) == {}
@@ -198,6 +199,6 @@ def test_an_undo_that_fails_is_told_and_tried_again(world: World, point: str, fa
     assert world.device().journal.state == "Processing"
     fault_points("")
     with world.ucm() as ucm:
-        ucm.recover()
+        recover(ucm)
     assert differences(before, world.picture()) == {}
     assert [end for _, end in world.resolutions()[1:]] == ["kFailed"]

@@ -13,6 +13,7 @@ from update_world import Packages, World
 from otaflow import fault
 from otaflow.errors import ErrorNoValidProcessing, HealthCheckFailed, NotAbleToRevertPackages, UndoFailed
 from otaflow.platform.labels import read_label
+from otaflow.recovery import recover
 
 IMAGE_BYTES = 512 * 2**20
 
@@ -84,9 +85,9 @@ def test_what_is_reverted_in_part_cannot_be_activated(world: World) -> None:
 def test_an_activation_that_was_interrupted_and_then_done_is_activated_in_the_history(world: World) -> None:
     with world.ucm() as ucm:
         ucm.process(world.up())
-        ucm._fire("<Activate")
+        ucm.fire("<Activate")
     with world.ucm() as ucm:
-        ucm.recover()
+        recover(ucm)
         assert ucm.state == "Ready"
         ucm.activate()
         ucm.verify()
@@ -103,7 +104,7 @@ def test_an_undo_that_fails_is_in_the_history(world: World) -> None:
     assert world.last()["error"] == "UndoFailed"
     fault.arm("")
     with world.ucm() as ucm:
-        ucm.recover()
+        recover(ucm)
         assert ucm.state == "Idle"
 
 

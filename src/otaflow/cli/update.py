@@ -181,10 +181,11 @@ def _go_on(ucm: "Ucm") -> None:
 def _recover(device: Device, *, verify: bool, view: bool) -> str:
     """Recover without Prefect; returns what a person should know beside the state."""
     from otaflow.errors import Restarting
+    from otaflow.recovery import recover as recover_device
 
     with working(device, prefect=False, view=view) as (ucm, _):
         try:
-            ucm.recover(verifies=verify)
+            recover_device(ucm, verifies=verify)
         except HealthCheckFailed as error:
             return f"rolled back: {error}"
         except Restarting:

@@ -1,0 +1,101 @@
+"""House-keeping: what nobody calls for. Prefect is connected, what is over goes, what is stuck is tried again."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from otaflow import errors
+from otaflow.agent.packages import release
+from otaflow.agent.worker import Worker
+from otaflow.errors import Restarting
+from otaflow.flows.retention import retention
+from otaflow.recovery import recover
+from otaflow.service import Ucm, Work
+from otaflow.transfer.store import Transfers
+from otaflow.ucm.states import State
+
+log = logging.getLogger("otaflow.agent")
+
+LOOK_SECONDS = 10.0
+EXPIRE_SECONDS = 60.0
+RETENTION_SECONDS = 24 * 3600.0
+
+
+class House:
+    """Keeps house in a thread of its own; what changes the device is left to the worker."""
+
+    def __init__(self, ucm: Ucm, transfers: Transfers, worker: Worker, show: Callable[[], None] | None) -> None:
+        """`show` connects to Prefect; raises whatever is wrong while that is away."""
+        self.ucm, self.transfers, self.worker = ucm, transfers, worker
+        self._show = show
+        self._ended = threading.Event()
+        self.thread = threading.Thread(target=self._run, name="otaflow-house", daemon=True)
+
+    def end(self) -> None:
+        self._ended.set()
+
+    def put_in_order(self) -> None:
+        """Recover. What fails is in the journal and the log; the interface answers all the same."""
+        session = self.ucm.journal.session
+        try:
+            recover(self.ucm, verifies=False)
+        except Restarting:
+            log.info("the machine is restarting")
+        except (errors.OtaflowError, OSError) as error:
+            self.worker.stuck = not self.ucm.is_resting
+            log.error("cannot finish what was interrupted: %s; it is %s", error, self.ucm.state)  # noqa: TRY400
+        processed = frozenset(action.package for action, _ in self.ucm.processed())
+        release(self.transfers, session, but=processed if self.ucm.state is not State.IDLE else frozenset())
+        if self.ucm.state is State.VERIFYING:
+            self.worker.submit(self.ending(self.ucm.go_on) if session.unattended else self.ucm.verify)
+
+    def ending(self, work: Work) -> Work:
+        """`work` that may end the session, also with an error: its packages have served then."""
+
+        def end() -> None:
+            session = self.ucm.journal.session
+            try:
+                work()
+            finally:
+                if self.ucm.state is State.IDLE or self.ucm.journal.session is not session:
+                    release(self.transfers, session)
+
+        return end
+
+    def _run(self) -> None:
+        expired = retained = time.monotonic()
+        while not self._ended.is_set():
+            self._connect()
+            now = time.monotonic()
+            if now - expired > EXPIRE_SECONDS:
+                expired = now
+                self._expire()
+                self._try_again()
+            if self.ucm.state is State.IDLE and now - retained > RETENTION_SECONDS:
+                retained = now
+                self.worker.submit(self._end_backups)
+            self._ended.wait(LOOK_SECONDS)
+
+    def _connect(self) -> None:
+        if self._show is None:
+            return
+        try:
+            self._show()
+            self._show = None
+        except Exception as error:
+            log.warning("Prefect is away: %s", error)
+
+    def _expire(self) -> None:
+        for id in self.transfers.expire():
+            log.warning("the transfer %s was idle for too long and is given up", id)
+
+    def _try_again(self) -> None:
+        if self.worker.stuck:
+            self.worker.stuck = False
+            self.worker.submit(self.put_in_order)
+
+    def _end_backups(self) -> None:
+        """Step 11 of the update processes, once a day."""
+        if self.ucm.state is State.IDLE:
+            self.ucm.run(retention, {})

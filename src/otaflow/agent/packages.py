@@ -1,0 +1,79 @@
+"""The transferred packages as the update manager sees them: which is accepted, what it is to do, what becomes of it."""
+
+from pathlib import Path
+
+from otaflow import errors
+from otaflow.action import Action
+from otaflow.journal import Session
+from otaflow.package.extract import read_metadata
+from otaflow.package.versions import newer
+from otaflow.platform.device import Device
+from otaflow.repo.client import open_repository
+from otaflow.transfer.cached import PackageState
+from otaflow.transfer.store import Accepted, Transfers
+
+IN_USE = (PackageState.PROCESSING, PackageState.PROCESSED)
+
+
+def accept(device: Device, path: Path) -> Accepted:
+    """Whether a transferred file may be processed: signed, understood, and not older than what is installed."""
+    require_signature(device, path)
+    metadata = read_metadata(path)
+    installed = device.running_system()
+    if metadata.name == installed.name and not newer(metadata.version, installed.version):
+        raise errors.OldVersion(
+            f"cannot accept {metadata.name} {metadata.version}: {installed.version} is installed",
+            hint="an update must be higher than what is installed",
+        )
+    return Accepted(metadata.name, metadata.version)
+
+
+def require_signature(device: Device, path: Path) -> None:
+    """Refuse a file that is no signed target of a repository that the device trusts. Raises AuthenticationFailed."""
+    try:
+        with open_repository(device.config) as repository:
+            target = repository.trusted(path)
+    except (errors.Refused, errors.ConfigError) as error:
+        raise errors.AuthenticationFailed(f"cannot accept the package: {error}", hint=error.hint) from error
+    if target is None:
+        raise errors.AuthenticationFailed(
+            "cannot accept the package: it is not signed by a repository that this device trusts",
+            hint="`otaflow check` fetches the newest signatures",
+        )
+
+
+def find_action(device: Device, transfers: Transfers, id: str) -> Action:
+    """What ProcessSwPackage is to do; a package that is not there is refused in Processing, as the table has it."""
+    refusal = {"refused": f"cannot process {id}: there is no such package, `GetSwPackages` lists them"}
+    try:
+        package = transfers.get(id)
+    except errors.InvalidTransferId:
+        return Action(kind="up", name="unknown", version="unknown", facts=refusal)
+    if package.state != PackageState.TRANSFERRED:
+        refusal = {"refused": f"cannot process {id}: its transfer is {package.state}"}
+        return Action(kind="up", name=package.name or "unknown", version=package.version or "unknown", facts=refusal)
+    path = transfers.path(id)
+    metadata = read_metadata(path)
+    return Action(
+        kind="up",
+        name=metadata.name,
+        version=metadata.version,
+        update_number=metadata.update_number,
+        package=str(path),
+        facts={"from_version": device.running_system().version},
+    )
+
+
+def release(transfers: Transfers, session: Session, *, but: frozenset[str] = frozenset()) -> None:
+    """A session is over: its packages are there to be processed again, or are gone where they are installed now.
+
+    `but`: the files of those that are processed in a session that goes on.
+    """
+    served = {session.actions[place].package for place in session.processed}
+    for package in transfers.packages():
+        if package.state not in IN_USE:
+            continue
+        path = str(transfers.path(package.id))
+        transfers.mark(package.id, PackageState.PROCESSED if path in but else PackageState.TRANSFERRED)
+        if session.kept and path in served:
+            transfers.delete(package.id)

@@ -1,0 +1,78 @@
+"""After a restart or a kill: what was going on is finished or taken back (design: recovery at boot)."""
+
+from otaflow import errors, history
+from otaflow.service import Ucm
+from otaflow.tasks.step import compensate
+from otaflow.ucm.states import State
+
+
+def recover(ucm: Ucm, *, verifies: bool = True) -> bool:
+    """Put the device in order; returns whether there was anything to do.
+
+    With `verifies` false a system on trial is left to who comes later. Raises what failed on the way, after the device
+    is in order.
+    """
+    if not ucm.journal.needs_recovery:
+        return False
+    ucm.device.stop_work.clear()
+    unattended = ucm.journal.session.unattended
+    match ucm.state:
+        case State.PROCESSING:
+            _take_back_processing(ucm)
+        case State.ACTIVATING:
+            _finish_activation(ucm)
+        case State.ROLLING_BACK:
+            ucm.work_rollback()
+        case State.ROLLING_BACK_FAILED if unattended:
+            ucm.rollback()
+        case State.CLEANING_UP:
+            ucm.work_clean_up()
+    if ucm.state is State.VERIFYING and not verifies:
+        return True
+    if unattended:
+        carry_on(ucm)
+    elif ucm.state is State.VERIFYING:
+        ucm.verify()
+    return True
+
+
+def carry_on(ucm: Ucm) -> None:
+    """Bring an unattended session to its end: what nobody activated is given up, a trial is made, its outcome kept."""
+    if ucm.state is State.READY:
+        _give_up(ucm)
+    ucm.go_on()
+
+
+def _give_up(ucm: Ucm) -> None:
+    """Revert what was processed when nobody is there to activate it."""
+    stopped = errors.ProcessSwPackageCancelled("it was interrupted before its activation")
+    for action, _ in ucm.processed():
+        ucm.record(action, history.FAILED, error=stopped)
+    ucm.revert()
+
+
+def _take_back_processing(ucm: Ucm) -> None:
+    session = ucm.journal.session
+    compensate(lambda intent: intent.action == session.current)
+    stopped = errors.ProcessSwPackageCancelled("the processing was interrupted: a power cut, or its process was ended")
+    ucm.record(session.actions[-1], history.FAILED, error=stopped)
+    ucm.fire("!ProcessSwPackageCancelled", error=str(stopped))
+
+
+def _finish_activation(ucm: Ucm) -> None:
+    """Flipped: the trial follows. Not flipped: everything of the activation is taken back."""
+    actions = ucm.processed()
+    journal, boot = ucm.journal, ucm.device.boot
+    steps = {"up": "flip_slot", "down": "flip_slot", "snapshot": "restore_main"}
+    flipped = all(journal.is_done(steps.get(action.kind, "flip_slot")) for action, _ in actions)
+    target = boot.target()
+    started = boot.running() == target and any(
+        processed["target"] == target and action.kind != "snapshot" for action, processed in actions
+    )
+    if flipped or started:
+        # The counter as it was before the flip: what starts after it is a start into the target, or a fallback.
+        ucm.fire("$Success", boots=journal.session.boots_at(State.ACTIVATING))
+        return
+    compensate(lambda intent: intent.phase == "activate")
+    ucm.fire("!ErrorDuringActivation", error="the activation was interrupted")
+    # No end yet: an unattended session is given up, and recorded, from Ready; a client may activate again.
