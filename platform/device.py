@@ -85,19 +85,24 @@ class Device:
         return read_label(self.slots.path(self.boot.running()))
 
 
-_current: list[Device] = []
+_everywhere: list[Device] = []
+_here = threading.local()
 
 
 def device() -> Device:
-    """The device that this process works on."""
-    return _current[-1]
+    """The device that this thread works on; in a thread that was not told (Prefect's own), the process's first one."""
+    mine: list[Device] = getattr(_here, "devices", [])
+    return mine[-1] if mine else _everywhere[0]
 
 
 @contextmanager
 def using(which: Device) -> Iterator[Device]:
-    """Let `device()` be `which` inside the block."""
-    _current.append(which)
+    """Let `device()` be `which` inside the block, in this thread: an agent's polls look at the device beside its work."""
+    mine: list[Device] = _here.__dict__.setdefault("devices", [])
+    mine.append(which)
+    _everywhere.append(which)
     try:
         yield which
     finally:
-        _current.pop()
+        mine.pop()
+        _everywhere.remove(which)
