@@ -108,6 +108,8 @@ def as_documented(value: Any) -> str:
         return "required"
     if value is None:
         return "none"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
     if isinstance(value, tuple | list):
         return f"`[{', '.join(as_documented(one).strip('`') for one in value)}]`"
     return (

@@ -21,6 +21,7 @@ LAYERS = [
         "package",
         "transfer",
         "ucm",
+        "policy",
         "journal",
         "history",
         "records",
@@ -44,9 +45,9 @@ USED_ONLY_IN = {
     "rich": ("cli/",),
     "cyclopts": ("cli/",),
 }
-NEVER_AT_THE_TOP_OF = ("package/", "platform/", "ucm/", "tasks/step.py", "flows/phase.py", "journal.py")
+NEVER_AT_THE_TOP_OF = ("package/", "platform/", "policy/", "ucm/", "tasks/step.py", "flows/phase.py", "journal.py")
 NEVER_AT_THE_TOP_OF += ("service.py", "recovery.py", "phases.py", "refusals.py")
-HEAVY = {"prefect", "tuf", "httpx", "rich", "cyclopts", "psutil"}
+HEAVY = {"prefect", "tuf", "httpx", "rich", "cyclopts", "psutil", "apprise"}
 
 
 def modules() -> list[Path]:

@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from otaflow.errors import ConfigError
 from otaflow.places import DEFAULT_PATH as DEFAULT_PATH
@@ -181,6 +181,60 @@ class Api(Section):
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.%a-z]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}")
 
 
+class Window(Section):
+    """One of `[[policy.windows]]`: it opens at each `cron` (five fields) in the time zone `zone`, for `minutes`."""
+
+    cron: str
+    zone: str = "UTC"
+    minutes: int
+
+    @field_validator("cron", "zone", "minutes")
+    @classmethod
+    def _is_right(cls, value: Any, info: ValidationInfo) -> Any:
+        from otaflow.policy import windows  # only a device that has windows needs their calendar
+
+        match info.field_name:
+            case "cron":
+                return windows.check_cron(value)
+            case "zone":
+                return windows.check_zone(value)
+        return windows.check_minutes(value)
+
+
+class Policy(Section):
+    """`[policy]`: when a poll may install what it found. A command that installs is an answer in itself.
+
+    `ask`: an update waits for the user's answer, which counts for `consent_days`; without it, what is new is
+    installed at once, or in the next of `windows`. An update that failed is left alone for `backoff_hours`, doubled
+    with each failure, at most for `backoff_max_days`. A priority update does not wait for answers and windows.
+    """
+
+    ask: bool = True
+    consent_days: float = Field(default=7, gt=0, le=3650)
+    windows: Annotated[list[Window], Field(max_length=64)] = []
+    backoff_hours: float = Field(default=8, ge=0, le=8760)
+    backoff_max_days: float = Field(default=14, ge=0, le=3650)
+
+
+class Notices(Section):
+    """`[notices]`: whom to tell. `urls` are apprise's; all of them together have `timeout_seconds`.
+
+    `inbox_size` is how many messages to applications are kept.
+    """
+
+    urls: list[str] = []
+    timeout_seconds: float = Field(default=30, gt=0)
+    inbox_size: int = Field(default=200, ge=10, le=100_000)
+
+    @field_validator("urls")
+    @classmethod
+    def _are_urls(cls, urls: list[str]) -> list[str]:
+        for number, url in enumerate(urls):
+            if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://.", url):  # not quoted: it may hold a password
+                raise ValueError(f"entry {number} is no apprise URL: write SERVICE://…, as in mailto://…")
+        return urls
+
+
 class Config(Section):
     """The whole file. Paths are made absolute when it is loaded."""
 
@@ -196,6 +250,8 @@ class Config(Section):
     update: Update = Update()
     transfer: Transfer = Transfer()
     api: Api = Api()
+    policy: Policy = Policy()
+    notices: Notices = Notices()
     sources: Annotated[dict[str, Source], Field(max_length=16)] = {}
 
     @model_validator(mode="after")
