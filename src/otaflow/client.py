@@ -167,9 +167,9 @@ class Client:
 
     # --- what changes the state -----------------------------------------------------------------------------------
 
-    def process_sw_package(self, id: str) -> None:
-        """ProcessSwPackage: returns on Ready."""
-        self.call("ProcessSwPackage", id=id)
+    def process_sw_package(self, id: str, *, unattended: bool = False) -> None:
+        """ProcessSwPackage: returns on Ready. `unattended`: the session does not wait for us if we go away."""
+        self.call("ProcessSwPackage", id=id, unattended=unattended or None)
 
     def get_sw_process_progress(self, id: str) -> int:
         """GetSwProcessProgress: 0 to 100."""

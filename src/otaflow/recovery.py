@@ -39,16 +39,8 @@ def recover(ucm: Ucm, *, verifies: bool = True) -> bool:
 def carry_on(ucm: Ucm) -> None:
     """Bring an unattended session to its end: what nobody activated is given up, a trial is made, its outcome kept."""
     if ucm.state is State.READY:
-        _give_up(ucm)
+        ucm.give_up(errors.ProcessSwPackageCancelled("it was interrupted before its activation"))
     ucm.go_on()
-
-
-def _give_up(ucm: Ucm) -> None:
-    """Revert what was processed when nobody is there to activate it."""
-    stopped = errors.ProcessSwPackageCancelled("it was interrupted before its activation")
-    for action, _ in ucm.processed():
-        ucm.record(action, history.FAILED, error=stopped)
-    ucm.revert()
 
 
 def _take_back_processing(ucm: Ucm) -> None:

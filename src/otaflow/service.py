@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from otaflow import errors, fault, history, progress
 from otaflow.action import NAMES, Action
-from otaflow.errors import HealthCheckFailed, OtaflowError, Restarting, UcmError, UndoFailed
+from otaflow.errors import HealthCheckFailed, Restarting, UcmError, UndoFailed
 from otaflow.flows.clean_up import commit, revert
 from otaflow.flows.phase import Phase
 from otaflow.flows.process import Processed
@@ -77,9 +77,11 @@ class Ucm:
     def begin_process(self, action: Action, *, unattended: bool = False) -> Work:
         """Enter Processing, or refuse; returns the rest of the work.
 
-        `unattended`: no client will say how it goes on, so a restart in Ready or Activated does not wait for one.
+        `unattended`: no client will say how it goes on, so a restart in Ready or Activated does not wait for one. A
+        session stays what its first action made it: nobody takes another client's decisions away.
         """
         with self.deciding:
+            unattended = unattended and self.state is State.IDLE
             self.fire("<ProcessSwPackage", what=action.title(), action=action.record(), unattended=unattended)
             self.device.stop_work.clear()
         return lambda: self._process(action)
@@ -132,6 +134,8 @@ class Ucm:
             known = isinstance(error, (errors.MissingDependencies, errors.ErrorNoValidProcessing))
             refusal = error if known else errors.ErrorDuringActivation(f"cannot activate: {error}")
             self.fire(f"!{type(refusal).__name__}", error=str(refusal))
+            if self.journal.session.unattended:
+                self.give_up(refusal)
             if refusal is error:
                 raise
             raise refusal from error
@@ -208,7 +212,7 @@ class Ucm:
     def go_on(self) -> None:
         """Carry an unattended session from where it is to Idle. Raises what failed, after it is taken back."""
         if self.state is State.READY:
-            self._activate_or_revert()
+            self.activate()
         if self.state is State.VERIFYING:
             try:
                 self.verify()
@@ -270,15 +274,11 @@ class Ucm:
         """A package's health checks. One that is taken back has none for the former system."""
         return list(metadata_of(processed["folder"]).health) if action.kind == "up" else []
 
-    def _activate_or_revert(self) -> None:
-        try:
-            self.activate()
-        except OtaflowError as error:
-            for action, _ in self.processed():
-                self.record(action, history.FAILED, error=error)
-            if self.state is State.READY:
-                self.revert()
-            raise
+    def give_up(self, why: Exception) -> None:
+        """Revert what is processed, which nobody will activate any more."""
+        for action, _ in self.processed():
+            self.record(action, history.FAILED, error=why)
+        self.revert()
 
     def work_rollback(self, origin: State | None = None) -> None:
         """The work of Rolling-back; `origin` is the state in which a client asked for it, None for the automatic one.

@@ -3,13 +3,14 @@
 The agent holds the device; the repository's metadata is the commands' own business, under a lock of their own.
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from otaflow import progress
-from otaflow.client import Client
-from otaflow.errors import HealthCheckFailed, Offline, OperationNotPermitted, UcmError
+from otaflow import errors, history, progress
+from otaflow.client import PAUSE, Client
+from otaflow.errors import HealthCheckFailed, NotAbleToRollback, Offline, OperationNotPermitted, OtaflowError
 from otaflow.platform.device import Device, using
 from otaflow.platform.lock import DeviceLock
 from otaflow.repo.choice import Target
@@ -17,6 +18,8 @@ from otaflow.ucm.states import State
 
 DECIDED = (State.ACTIVATED, State.ROLLED_BACK, State.ROLLING_BACK_FAILED, State.IDLE)
 """The states in which a verification has ended."""
+AWAY_SECONDS = 60.0
+"""How long an agent that restarts is waited for."""
 
 
 def find_agent(device: Device) -> Client | None:
@@ -92,34 +95,96 @@ def _install(client: Client, device: Device, package: Path) -> None:
         progress.tell("bytes", "transfer to the agent", done=sent, total=size)
 
     id = client.transfer(package, show)
-    session = None
     try:
-        _refuse_busy(client)
-        client.process_sw_package(id)
-        session = client.current_status()["session"]
-        _tell(client)
-        client.activate()
-    except Exception:
-        status = client.current_status()
-        if status["status"] == State.READY and status["session"] == session:
-            client.revert_processed_sw_packages()
-        with suppress(UcmError):
+        _carry_out(client, device, id, lambda: client.process_sw_package(id, unattended=True))
+    except BaseException:
+        with suppress(OtaflowError):
             client.delete_transfer(id)
         raise
     package.unlink(missing_ok=True)
-    for status in client.watch(reconnect=True):
-        progress.tell("state", status["status"])
-        if status["status"] in DECIDED:
-            break
-    rolled_back = status["status"] != State.ACTIVATED
-    client.finish()
+
+
+def _carry_out(client: Client, device: Device, what: str, begin: Callable[[], None]) -> None:
+    """A whole unattended session: `begin` processes `what`, the rest follows. Raises what failed and is taken back.
+
+    This command drives it as long as it is there, and the agent is; an agent that is started again goes on by itself,
+    and is only watched.
+    """
+    known = len(device.history.read())
+    session = None
+    try:
+        _refuse_busy(client)
+        begin()
+        session = client.current_status()["session"]
+        _tell(client)
+        client.activate()
+        _finish(client, session, _follow(client, session, *DECIDED))
+    except Offline:
+        _follow(client, session, State.IDLE)
+    except (KeyboardInterrupt, SystemExit):
+        _stop(client, session, what)
+        raise
     _tell(client)
-    if rolled_back:
-        client.delete_transfer(id)
-        last = device.history.last() or {}
-        raise HealthCheckFailed(
-            str(last.get("why") or "the new system did not prove itself healthy: it was rolled back")
+    _raise_end(device, known)
+
+
+def _finish(client: Client, session: str | None, state: State) -> None:
+    if state is State.ROLLING_BACK_FAILED:
+        raise NotAbleToRollback(
+            "the new system is not healthy, and the former one could not be brought back",
+            hint="`otaflow rollback` tries again; `otaflow history --log` shows what failed",
         )
+    with suppress(OperationNotPermitted):  # the agent was started again, and has done it
+        client.finish()
+    _follow(client, session, State.IDLE)
+
+
+def _follow(client: Client, session: str | None, *states: State) -> State:
+    """Watch until it is in one of `states` or `session` is over. A restart of it is waited for. Raises Offline."""
+    last = ""
+    heard = time.monotonic()
+    while True:
+        with suppress(Offline):
+            for status in client.watch():
+                heard = 0.0
+                if status["status"] in states:
+                    return State(status["status"])
+                if session and status["session"] != session:
+                    return State.IDLE
+                if status["status"] != last:
+                    progress.tell("state", last := status["status"])
+        heard = heard or time.monotonic()
+        if time.monotonic() - heard > AWAY_SECONDS:
+            raise Offline(
+                "cannot say how it ended: the agent is away", hint="it goes on when it is back: `otaflow history`"
+            )
+        time.sleep(PAUSE)
+
+
+def _stop(client: Client, session: str | None, what: str) -> None:
+    """Ctrl-C: what is not started yet is taken back, as far as the agent answers; a trial goes on without us."""
+    with suppress(OtaflowError):
+        match client.current_status()["status"]:
+            case State.PROCESSING:
+                client.cancel(what)
+            case State.READY if session is not None:
+                client.revert_processed_sw_packages()
+            case State.IDLE:
+                pass
+            case state:
+                progress.tell("note", f"the agent is {state}, and goes on by itself")
+
+
+def _raise_end(device: Device, known: int) -> None:
+    """Raise what the session ended with, as the history has it; `known`: how many records it had before."""
+    records = [record for record in device.history.read()[known:] if record.get("session")]
+    if not records:
+        raise Offline("the agent was started again before anything had begun", hint="try again")
+    end = records[0]
+    if end["resolution"] == history.ACTIVATED:
+        return
+    kind = getattr(errors, str(end.get("error")), HealthCheckFailed)
+    raise kind(str(end.get("why") or f"the new system was taken back: {end['resolution']}"))
 
 
 def _tell(client: Client) -> None:

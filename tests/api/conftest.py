@@ -145,8 +145,8 @@ class Stub:
         else:
             future.set_result(None)
 
-    def process(self, id: str) -> Future[None]:
-        return self._fire("ProcessSwPackage", id)
+    def process(self, id: str, *, unattended: bool = False) -> Future[None]:
+        return self._fire("ProcessSwPackage", id, *(["unattended"] if unattended else []))
 
     def cancel(self, id: str) -> Future[None]:
         return self._fire("Cancel", id)

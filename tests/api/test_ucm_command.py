@@ -70,6 +70,7 @@ def test_a_whole_file(call: Call, stub: Any, tmp_path: Path) -> None:
     ("command", "method"),
     [
         (["process-sw-package", "x"], ("ProcessSwPackage", "x")),
+        (["process-sw-package", "x", "--unattended"], ("ProcessSwPackage", "x", "unattended")),
         (["cancel", "x"], ("Cancel", "x")),
         (["activate"], ("Activate",)),
         (["rollback"], ("Rollback",)),

@@ -131,11 +131,11 @@ class Agent:
 
     # --- what changes the state: decided at once, answered when it is done -----------------------------------------
 
-    def process(self, id: str) -> Future[None]:
+    def process(self, id: str, *, unattended: bool = False) -> Future[None]:
         """ProcessSwPackage. Answers on reaching Ready."""
         with self.ucm.deciding:
             self.ucm.check("<ProcessSwPackage")
-            work = self.ucm.begin_process(find_action(self.device, self.transfers, id))
+            work = self.ucm.begin_process(find_action(self.device, self.transfers, id), unattended=unattended)
             self._percent = 0
             future = self.worker.submit(lambda: self._process(id, work))
             self._processing = (id, future)
@@ -156,7 +156,7 @@ class Agent:
         """Activate. Answers on entering Verifying, which goes on by itself."""
         with self.ucm.deciding:
             work = self.ucm.begin_activate()
-            return self.worker.submit(lambda: self._activate(work))
+            return self.worker.submit(self.house.ending(lambda: self._activate(work)))
 
     def rollback(self) -> Future[None]:
         """Rollback, from Verifying or Activated. Answers on Rolled-back."""

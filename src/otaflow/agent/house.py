@@ -10,7 +10,7 @@ from otaflow.agent.packages import release
 from otaflow.agent.worker import Worker
 from otaflow.errors import Restarting
 from otaflow.flows.retention import retention
-from otaflow.recovery import recover
+from otaflow.recovery import carry_on, recover
 from otaflow.service import Ucm, Work
 from otaflow.transfer.store import Transfers
 from otaflow.ucm.states import State
@@ -20,6 +20,8 @@ log = logging.getLogger("otaflow.agent")
 LOOK_SECONDS = 10.0
 EXPIRE_SECONDS = 60.0
 RETENTION_SECONDS = 24 * 3600.0
+UNATTENDED_SECONDS = 60.0
+"""How long an unattended session may rest until it goes on by itself: the command that drove it is gone then."""
 
 
 class House:
@@ -30,6 +32,8 @@ class House:
         self.ucm, self.transfers, self.worker = ucm, transfers, worker
         self._show = show
         self._ended = threading.Event()
+        self._seen: tuple[str, int] | None = None
+        self._since = 0.0
         self.thread = threading.Thread(target=self._run, name="otaflow-house", daemon=True)
 
     def end(self) -> None:
@@ -75,6 +79,7 @@ class House:
             if self.ucm.state is State.IDLE and now - retained > RETENTION_SECONDS:
                 retained = now
                 self.worker.submit(self._end_backups)
+            self._look_after(now)
             self._ended.wait(LOOK_SECONDS)
 
     def _connect(self) -> None:
@@ -94,6 +99,26 @@ class House:
         if self.worker.stuck:
             self.worker.stuck = False
             self.worker.submit(self.put_in_order)
+
+    def _look_after(self, now: float) -> None:
+        """An unattended session that rests for long is carried on: nobody is there who drives it."""
+        seen = self._resting()
+        if seen != self._seen:
+            self._seen, self._since = seen, now
+        elif seen and now - self._since > UNATTENDED_SECONDS:
+            self._since = now
+            self.worker.submit(self.ending(lambda: self._carry_on(seen)))
+
+    def _resting(self) -> tuple[str, int] | None:
+        """Where an unattended session rests; None where there is none, or where it works."""
+        session = self.ucm.journal.session
+        rests = self.ucm.is_resting and self.ucm.state is not State.IDLE
+        return (session.id, len(session.transitions)) if rests and session.unattended else None
+
+    def _carry_on(self, seen: tuple[str, int]) -> None:
+        if self._resting() == seen:
+            log.warning("nobody drives the unattended session any more: it goes on from %s", self.ucm.state)
+            carry_on(self.ucm)
 
     def _end_backups(self) -> None:
         """Step 11 of the update processes, once a day."""

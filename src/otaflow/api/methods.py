@@ -83,10 +83,10 @@ METHODS: Final = (
     Method(
         "ProcessSwPackage",
         "Prepare a package in the spare slot. Answers on reaching Ready.",
-        m.IdIn,
+        m.ProcessIn,
         m.Empty,
         _PROCESS,
-        lambda service, taken: service.process(taken.id),
+        lambda service, taken: service.process(taken.id, unattended=taken.unattended),
     ),
     Method(
         "GetSwProcessProgress",

@@ -72,6 +72,17 @@ class IdIn(Taken):
     id: Id
 
 
+Unattended = Annotated[
+    bool,
+    Field(description="No client decides how it goes on: a restart, or a minute of silence, does not wait for one."),
+]
+
+
+class ProcessIn(Taken):
+    id: Id
+    unattended: Unattended = False
+
+
 class TransferDataIn(Taken):
     id: Id
     blockCounter: int = Field(description="1 for the first block, one more for each that follows.")

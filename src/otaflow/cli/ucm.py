@@ -39,6 +39,9 @@ class Where:
 
 HERE = Where()
 Id = Annotated[str, Parameter(help="The transfer's id.")]
+Unattended = Annotated[
+    bool, Parameter(negative=(), help="After a restart, or when nobody asks for a minute, the agent goes on by itself.")
+]
 
 
 @app.command
@@ -129,9 +132,9 @@ def delete_transfer(id: Id, *, where: Where = HERE) -> None:
 
 
 @app.command
-def process_sw_package(id: Id, *, where: Where = HERE) -> None:
+def process_sw_package(id: Id, *, where: Where = HERE, unattended: Unattended = False) -> None:
     """Prepare a package in the spare slot; ends on Ready."""
-    call(where, "process_sw_package", id)
+    call(where, "process_sw_package", id, unattended=unattended)
 
 
 @app.command
@@ -242,10 +245,10 @@ def make_client(where: Where) -> "Client":
     return Client(url=where.url, token=_read_token(where.token_file), ca=where.ca, certificate=pair)
 
 
-def call(where: Where, method: str, *arguments: Any) -> None:
+def call(where: Where, method: str, *arguments: Any, **options: Any) -> None:
     """A method that gives nothing back: silence is success."""
     with asking(where) as client:
-        getattr(client, method)(*arguments)
+        getattr(client, method)(*arguments, **options)
         if where.json:
             print_json({})
 
