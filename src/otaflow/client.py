@@ -29,6 +29,7 @@ PATIENCE = 60.0  # seconds that a transfer waits for an agent that is away
 SILENCE = 60.0  # seconds without even a heartbeat after which a stream of events is dead
 PAUSE = 0.2  # seconds between two tries
 SMALL_BLOCK = 64 * 1024  # for a transfer whose block size nobody remembers
+PIECE = 256 * 1024  # of a block, handed to the socket at once
 _NO_WAIT_LIMIT = httpx.Timeout(CONNECT, read=None)  # ProcessSwPackage answers when the package is processed
 _AGENT = "is the agent running? `systemctl status otaflow-agent`, or start it with `otaflow agent`"
 
@@ -115,14 +116,14 @@ class Client:
         answer = self.call("TransferStart", size=size)
         return Transfer(answer["id"], answer["blockSize"])
 
-    def transfer_data(self, id: str, block_counter: int, block: bytes) -> int:
+    def transfer_data(self, id: str, block_counter: int, block: bytes | memoryview) -> int:
         """TransferData: how many bytes are there without a gap. `block_counter` is from 1, one more for each block."""
         answer = self._ask(
             "POST",
             "/ucm/TransferData",
             params={"id": id, "blockCounter": block_counter},
-            content=block,
-            headers={"Content-Type": "application/octet-stream"},
+            content=_pieces(block),
+            headers={"Content-Type": "application/octet-stream", "Content-Length": str(len(block))},
         )
         return int(answer["consecutiveBytesReceived"])
 
@@ -308,6 +309,13 @@ _KEEP_ALIVE: list[tuple[int, int, int]] = [
     (sockets.IPPROTO_TCP, sockets.TCP_KEEPINTVL, 10),
     (sockets.IPPROTO_TCP, sockets.TCP_KEEPCNT, 3),
 ]
+
+
+def _pieces(block: bytes | memoryview) -> Iterator[bytes]:
+    """The block in pieces: of what the socket has not taken yet, httpcore makes a copy each time."""
+    view = memoryview(block)
+    for start in range(0, len(view), PIECE):
+        yield bytes(view[start : start + PIECE])
 
 
 def _make_error(answer: Fields) -> UcmError:

@@ -94,7 +94,7 @@ class Stub:
         self.sizes[id], self.blocks[id] = size, []
         return id, BLOCK_BYTES
 
-    def transfer_data(self, id: str, block_counter: int, block: bytes) -> int:
+    def transfer_data(self, id: str, block_counter: int, block: bytes | memoryview) -> int:
         self._called("transfer_data", id, block_counter)
         self._known(id)
         with self.lock:
@@ -105,7 +105,7 @@ class Stub:
                 raise errors.IncorrectBlock(f"cannot take block {block_counter}: {len(blocks) + 1} is next")
             if not 0 < len(block) <= BLOCK_BYTES or sum(map(len, blocks)) + len(block) > self.sizes[id]:
                 raise errors.IncorrectSize("cannot take the block: it is too large")
-            blocks.append(block)
+            blocks.append(bytes(block))
             return sum(map(len, blocks))
 
     def transfer_exit(self, id: str) -> None:

@@ -20,6 +20,7 @@ from starlette.responses import HTMLResponse, JSONResponse
 
 from otaflow import __version__
 from otaflow.api import models
+from otaflow.api.blocks import Buffers, TooLong, read_block
 from otaflow.api.events import EventStream, Watchers
 from otaflow.api.guard import GUARDED, Credentials, Guard
 from otaflow.api.methods import METHODS, TRANSFER_DATA, Method, http_status
@@ -31,6 +32,7 @@ from otaflow.errors import GeneralReject, IncorrectSize, OtaflowError, UcmError
 log = logging.getLogger("otaflow.api")
 
 BLOCK_BYTES = 4 * 2**20
+BLOCKS = 8  # that are in memory at once, whoever sends them: with BLOCK_BYTES, 32 MiB
 JSON_BYTES = 64 * 1024
 THREADS = 8  # for calls that are answered in a moment, and as many again for blocks and the checking of packages
 
@@ -47,7 +49,7 @@ class Interface:
 
     def __init__(self, service: UcmService, block_size: int) -> None:
         self.service = service
-        self.block_size = block_size
+        self._blocks = Buffers(block_size, BLOCKS)
         self.watchers = Watchers(service)
         self._moments = ThreadPoolExecutor(THREADS, "ucm-call")
         self._long = ThreadPoolExecutor(THREADS, "ucm-transfer")
@@ -74,11 +76,15 @@ class Interface:
     async def transfer_data(self, request: Request) -> Response:
         """POST /ucm/TransferData with a raw block."""
         taken = take_query(request, models.TransferDataIn)
-        try:
-            block = await read_body(request, self.block_size)
-        except Malformed as error:
-            raise IncorrectSize(f"cannot take block {taken.blockCounter}: {error}") from error
-        count = await self._call(True, self.service.transfer_data, taken.id, taken.blockCounter, block)
+        async with self._blocks.take() as buffer:
+            try:
+                size = await read_block(request, buffer)
+            except TooLong as error:
+                raise IncorrectSize(f"cannot take block {taken.blockCounter}: {error}") from error
+            except TimeoutError as error:
+                raise IncorrectSize(f"cannot take block {taken.blockCounter}: the client stopped sending") from error
+            call = self.service.transfer_data
+            count = await self._call(True, call, taken.id, taken.blockCounter, buffer[:size])
         return _Json({"consecutiveBytesReceived": count})
 
     async def status(self, request: Request) -> Response:

@@ -35,8 +35,11 @@ class UcmService(Protocol):
     def transfer_start(self, size: int) -> tuple[str, int]:
         """Reserve `size` bytes; the transfer's id, and the largest block that it takes."""
 
-    def transfer_data(self, id: str, block_counter: int, block: bytes) -> int:
-        """Take a block; returns how many bytes are there without a gap. Blocks until they are on the disk."""
+    def transfer_data(self, id: str, block_counter: int, block: bytes | memoryview) -> int:
+        """Take a block; returns how many bytes are there without a gap. Blocks until they are on the disk.
+
+        The block is the caller's: its memory is used again when this has returned.
+        """
 
     def transfer_exit(self, id: str) -> None:
         """All was sent: the package is checked. Blocks."""
