@@ -1,10 +1,13 @@
 """Maintenance windows, the two nights of the clock change included."""
 
 from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given, settings
+from cronsim import CronSim
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from otaflow.config import parse
@@ -111,6 +114,40 @@ def test_open_is_what_the_starts_from_long_before_say(window: Window, now: datet
             break
         is_open = is_open or now < start + window.length
     assert Windows([window]).is_open(now) is is_open
+
+
+def expected_starts(window: Window, since: datetime, hours: int) -> list[datetime]:
+    """The starts of some hours, minute by minute: what the clock on the wall shows, and what it never showed."""
+    zone, real_time = ZoneInfo(window.zone), any(field.startswith("*") for field in window.cron.split()[:2])
+
+    around = since.replace(tzinfo=None) - timedelta(days=1)
+    local_starts = set(takewhile(lambda one: one < around + timedelta(days=3), CronSim(window.cron, around)))
+    starts = []
+    for minute in range(1, hours * 60 + 1):
+        moment = since + timedelta(minutes=minute)
+        local = moment.astimezone(zone)
+        before = (moment - timedelta(minutes=1)).astimezone(zone)
+        shown = local.replace(tzinfo=None, fold=0)
+        skipped = [
+            shown - timedelta(minutes=by)
+            for by in range(1, int((shown - before.replace(tzinfo=None, fold=0)).total_seconds()) // 60)
+        ]
+        if (shown in local_starts and (real_time or local.fold == 0)) or (
+            not real_time and local_starts.intersection(skipped)
+        ):
+            starts.append(moment)
+    return starts
+
+
+@settings(max_examples=100, deadline=None)
+@given(window=some_window, since=changes.map(lambda now: now.replace(second=0, microsecond=0)))
+@example(Window("*/20 0 * * *", "Australia/Lord_Howe", 20), utc("2026-10-03T12:30"))
+@example(Window("0,30 2 * * *", "Australia/Lord_Howe", 20), utc("2026-10-03T12:30"))
+@example(Window("45 1 * * *", "Australia/Lord_Howe", 20), utc("2026-04-04T12:30"))
+@example(Window("*/5 1 * * *", "Australia/Lord_Howe", 20), utc("2026-04-04T12:30"))
+def test_starts_around_a_clock_change(window: Window, since: datetime) -> None:
+    end = since + timedelta(hours=6)
+    assert list(takewhile(lambda start: start <= end, window.starts(since))) == expected_starts(window, since, 6)
 
 
 @settings(max_examples=300, deadline=None)

@@ -6,6 +6,7 @@ when they have gone; where they go back over one, it opens once, the first time.
 opens by real time.
 """
 
+import heapq
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,6 +18,8 @@ from cronsim import CronSim, CronSimError
 
 LONGEST = 7 * 24 * 60
 """A window's length at most, in minutes."""
+LARGEST_CHANGE = timedelta(hours=3)
+"""Clocks are not put forward or back by more at once, for summer time."""
 HORIZON = timedelta(days=8)
 """Windows that follow each other without a gap for so long do not close, as far as anybody wants to know."""
 
@@ -77,12 +80,34 @@ class Window:
     def starts(self, after: datetime) -> Iterator[datetime]:
         """Every start later than `after`, in UTC, the first one first."""
         last = after
-        for local in CronSim(self.cron, after.astimezone(self._zone)):
-            start = local.astimezone(UTC)
-            # cronsim reads `after` without its fold, and gives both of two starts that a gap moves to one moment
+        for start in heapq.merge(self._starts(after, fold=0), self._starts(after, fold=1)):
             if start > last:
                 yield start
                 last = start
+
+    def openings(self, after: datetime) -> Iterator[tuple[datetime, datetime]]:
+        """Start and end of every opening that begins later than `after`."""
+        return ((start, start + self.length) for start in self.starts(after))
+
+    def _starts(self, after: datetime, fold: int) -> Iterator[datetime]:
+        """The starts from some hours before `after` on, of two equal local times the first one, or (`fold`) the second.
+
+        cronsim gets the local time without its zone: with one, it miscounts after a clock change of half an hour.
+        """
+        by_real_time = any(field.startswith("*") for field in self.cron.split()[:2])
+        begin = after.astimezone(self._zone).replace(tzinfo=None, fold=0) - LARGEST_CHANGE
+        for local in CronSim(self.cron, begin):
+            start = local.replace(tzinfo=self._zone, fold=fold if by_real_time else 0)
+            if by_real_time and _is_skipped(start):
+                continue
+            while _is_skipped(start):
+                start += timedelta(minutes=1)
+            yield start.astimezone(UTC)
+
+
+def _is_skipped(local: datetime) -> bool:
+    """Whether the clock never shows this local time, since it goes forward over it."""
+    return local.astimezone(UTC).astimezone(local.tzinfo).replace(tzinfo=None) != local.replace(tzinfo=None)
 
 
 class Entry(Protocol):
@@ -117,12 +142,14 @@ class Windows:
 
     def closes(self, now: datetime) -> datetime | None:
         """When the windows that are open now have closed; None where none is open, or they go on for days."""
+        openings = heapq.merge(*(window.openings(now - window.length) for window in self.windows))
         end = now
-        while end - now < HORIZON:
-            later = max((_last_end(window, end) for window in self.windows), default=end)
-            if later <= end:
+        for start, its_end in openings:
+            if start > end:
                 return end if end > now else None
-            end = later
+            end = max(end, its_end)
+            if end - now >= HORIZON:
+                break
         return None
 
     def opens_next(self, now: datetime) -> datetime | None:
@@ -134,13 +161,3 @@ class Windows:
                 return None
             since = closing
         return min((next(window.starts(since)) for window in self.windows), default=None)
-
-
-def _last_end(window: Window, moment: datetime) -> datetime:
-    """The end of the window's last opening that began at `moment` or before and is not over by then, or `moment`."""
-    end = moment
-    for start in window.starts(moment - window.length):
-        if start > moment:
-            break
-        end = max(end, start + window.length)
-    return end
