@@ -4,12 +4,18 @@ from pathlib import Path
 
 from prefect import flow
 
-from otaflow import work
+from otaflow import through, work
 
 
 @flow(name="clean up backups", persist_result=False)
 def clean_up(config: str | None = None) -> list[str]:
-    """Remove the full backups and main snapshots whose time is over; returns the ids of their entries."""
+    """Remove the full backups and main snapshots whose time is over; returns the ids of their entries.
+
+    Where an agent runs, it does the work.
+    """
     device = work.load_device(Path(config) if config else None)
+    if agent := through.find_agent(device):
+        with agent:
+            return agent.clean_up()
     with work.working(device) as (ucm, _):
         return work.end_backups(ucm)

@@ -13,7 +13,7 @@ LAYERS = [
     {"cli", "api", "agent", "at_boot", "deployments", "examples"},
     {"work", "through"},
     {"recovery"},
-    {"service", "phases", "refusals"},
+    {"service", "phases", "refusals", "actions"},
     {"flows"},
     {"tasks"},
     {"platform", "repo", "client"},

@@ -196,6 +196,20 @@ class Client:
         """Finish: returns on Idle."""
         self.call("Finish")
 
+    # --- beside the contract ----------------------------------------------------------------------------------------
+
+    def go_back(self, to: str, backup: str | None = None, *, unattended: bool = False) -> None:
+        """GoBack to "previous-slot", "snapshot" or "backup": returns on Ready, as ProcessSwPackage does."""
+        self._post("/otaflow/GoBack", to=to, backup=backup, unattended=unattended or None)
+
+    def uninstall(self, id: str, *, unattended: bool = False) -> None:
+        """Uninstall what the package installed that was sent, without TransferExit: returns on Ready."""
+        self._post("/otaflow/Uninstall", id=id, unattended=unattended or None)
+
+    def clean_up(self) -> list[str]:
+        """CleanUp: the ids of the backups whose full copy or snapshot went."""
+        return list(self._post("/otaflow/CleanUp")["removed"])
+
     # --- reports --------------------------------------------------------------------------------------------------
 
     def get_sw_cluster_info(self) -> list[Fields]:
@@ -224,10 +238,12 @@ class Client:
 
     def call(self, method: str, **fields: Any) -> Fields:
         """POST /ucm/<method> with the fields that are not None. Raises UcmError, LoginRefused, Offline."""
-        sent = {name: value for name, value in fields.items() if value is not None}
-        return self._ask("POST", f"/ucm/{method}", json=sent)
+        return self._post(f"/ucm/{method}", **fields)
 
     # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _post(self, path: str, **fields: Any) -> Fields:
+        return self._ask("POST", path, json={name: value for name, value in fields.items() if value is not None})
 
     def _ask(self, method: str, path: str, **request: Any) -> Fields:
         with self._converting():

@@ -81,10 +81,21 @@ class Ucm:
         session stays what its first action made it: nobody takes another client's decisions away.
         """
         with self.deciding:
+            self._refuse_mixture(action)
             unattended = unattended and self.state is State.IDLE
             self.fire("<ProcessSwPackage", what=action.title(), action=action.record(), unattended=unattended)
             self.device.stop_work.clear()
         return lambda: self._process(action)
+
+    def _refuse_mixture(self, action: Action) -> None:
+        """Only updates build on each other; a way back, or taking a package back, is a session of its own."""
+        self.check("<ProcessSwPackage")
+        kinds = {action.kind, *(one.kind for one, _ in self.processed())} if self.state is State.READY else {"up"}
+        if kinds != {"up"}:
+            raise errors.OperationNotPermitted(
+                f"cannot process {action.title()}: something else is processed already, and they cannot go together",
+                hint="end the session first: Activate and Finish, or RevertProcessedSwPackages",
+            )
 
     def cancel(self) -> None:
         """Cancel: ask the processing to stop. It answers when it has: see `begin_process`'s work."""

@@ -9,12 +9,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from otaflow import errors, history, progress
+from otaflow.actions import Way
 from otaflow.client import PAUSE, Client
-from otaflow.errors import HealthCheckFailed, NotAbleToRollback, Offline, OperationNotPermitted, OtaflowError
+from otaflow.errors import (
+    HealthCheckFailed,
+    NotAbleToRollback,
+    Offline,
+    OperationNotPermitted,
+    OtaflowError,
+    PackageInconsistent,
+)
 from otaflow.platform.device import Device, using
 from otaflow.platform.lock import DeviceLock
 from otaflow.repo.choice import Target
-from otaflow.ucm.states import State
+from otaflow.ucm.states import RESTING, State
 
 DECIDED = (State.ACTIVATED, State.ROLLED_BACK, State.ROLLING_BACK_FAILED, State.IDLE)
 """The states in which a verification has ended."""
@@ -57,7 +65,7 @@ def install_new(client: Client, device: Device, file: Path | None = None) -> Ite
     if file and not archive:
         with _asking(device):
             target, package = accept_file(source, str(file.absolute()))
-        _install(client, device, Path(package))
+        install_package(client, device, Path(package))
         yield target.version
         return
     with _asking(device):
@@ -65,19 +73,42 @@ def install_new(client: Client, device: Device, file: Path | None = None) -> Ite
     for target in targets:
         with _asking(device):
             package = fetch(source, target, archive)
-        _install(client, device, Path(package))
+        install_package(client, device, Path(package))
         yield target.version
 
 
-def roll_back(client: Client, device: Device) -> None:
-    """Roll the session's system back, and put the former one in order. Raises what the agent refuses with."""
-    if client.current_status()["status"] not in (State.VERIFYING, State.ACTIVATED, State.ROLLING_BACK_FAILED):
-        raise OperationNotPermitted(
-            f"cannot roll back: the agent is {client.current_status()['status']}, there is no session to roll back",
-            hint="to go back to the previous slot, a snapshot or a backup, stop the agent first",
-        )
-    client.rollback()
-    client.finish()
+def uninstall(client: Client, device: Device, file: Path) -> None:
+    """Take back what the package `file` installed, which runs now."""
+    _refuse_busy(client)
+    try:
+        with file.open("rb") as content:
+            id, size = client.transfer_start(max(file.stat().st_size, 1))
+            for number, block in enumerate(iter(lambda: content.read(size), b""), 1):
+                client.transfer_data(id, number, block)
+    except OSError as error:
+        raise PackageInconsistent(f"cannot read {file}: {error.strerror}") from error
+    with _removing(client, id):
+        _carry_out(client, device, id, lambda: client.uninstall(id, unattended=True))
+
+
+def go_back(client: Client, device: Device, to: Way, backup: str | None = None) -> None:
+    """Roll a session's system back, or begin a session that goes back. Raises what the agent refuses with."""
+    state = client.current_status()["status"]
+    if to == "previous-slot" and state in (State.VERIFYING, State.ACTIVATED, State.ROLLING_BACK_FAILED):
+        client.rollback()
+        client.finish()
+        return
+    _carry_out(client, device, to, lambda: client.go_back(to, backup, unattended=True))
+
+
+def resume(client: Client, device: Device) -> str:
+    """Wait until what the agent has in hand is over; why it was taken back, if it was."""
+    session = device.journal.session if device.journal.state is not State.IDLE else None
+    waits = session is not None and session.unattended
+    _follow(client, None, State.IDLE, State.ROLLING_BACK_FAILED, *(() if waits else RESTING))
+    ends = [record for record in device.history.read() if session and record.get("session") == session.id]
+    failed = [record for record in ends if record["resolution"] != history.ACTIVATED]
+    return str(failed[0].get("why") or failed[0]["resolution"]) if failed else ""
 
 
 def _refuse_busy(client: Client) -> None:
@@ -90,21 +121,35 @@ def _refuse_busy(client: Client) -> None:
         )
 
 
-def _install(client: Client, device: Device, package: Path) -> None:
+def install_package(client: Client, device: Device, package: Path, allow: Callable[[], None] = lambda: None) -> None:
+    """Transfer a package and have it installed; `allow` is called before the activation, and may refuse it.
+
+    Raises HealthCheckFailed when the system was rolled back, and what the agent refuses with.
+    """
+
     def show(sent: int, size: int) -> None:
         progress.tell("bytes", "transfer to the agent", done=sent, total=size)
 
     id = client.transfer(package, show)
+    with _removing(client, id):
+        _carry_out(client, device, id, lambda: client.process_sw_package(id, unattended=True), allow)
+    package.unlink(missing_ok=True)
+
+
+@contextmanager
+def _removing(client: Client, id: str) -> Iterator[None]:
+    """A package that was not installed is not left in the agent's cache."""
     try:
-        _carry_out(client, device, id, lambda: client.process_sw_package(id, unattended=True))
+        yield
     except BaseException:
         with suppress(OtaflowError):
             client.delete_transfer(id)
         raise
-    package.unlink(missing_ok=True)
 
 
-def _carry_out(client: Client, device: Device, what: str, begin: Callable[[], None]) -> None:
+def _carry_out(
+    client: Client, device: Device, what: str, begin: Callable[[], None], allow: Callable[[], None] = lambda: None
+) -> None:
     """A whole unattended session: `begin` processes `what`, the rest follows. Raises what failed and is taken back.
 
     This command drives it as long as it is there, and the agent is; an agent that is started again goes on by itself,
@@ -117,6 +162,7 @@ def _carry_out(client: Client, device: Device, what: str, begin: Callable[[], No
         begin()
         session = client.current_status()["session"]
         _tell(client)
+        _ask(client, allow)
         client.activate()
         _finish(client, session, _follow(client, session, *DECIDED))
     except Offline:
@@ -126,6 +172,15 @@ def _carry_out(client: Client, device: Device, what: str, begin: Callable[[], No
         raise
     _tell(client)
     _raise_end(device, known)
+
+
+def _ask(client: Client, allow: Callable[[], None]) -> None:
+    """Where the activation is not allowed any more, what was processed is given up."""
+    try:
+        allow()
+    except BaseException:
+        client.revert_processed_sw_packages()
+        raise
 
 
 def _finish(client: Client, session: str | None, state: State) -> None:

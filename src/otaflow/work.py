@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from otaflow import config as configuration
 from otaflow import history, progress
 from otaflow.action import Action
+from otaflow.actions import Way, find_uninstallation, find_way_back
 from otaflow.errors import (
     ConfigError,
     HealthCheckFailed,
-    NothingToRollback,
     Offline,
     OperationNotPermitted,
     OtaflowError,
@@ -97,13 +97,13 @@ def install_new(ucm: "Ucm", file: Path | None = None, *, down: bool = False) -> 
         yield action.version
 
 
-def go_back(ucm: "Ucm", *, snapshot: bool = False, backup: str | None = None) -> None:
+def go_back(ucm: "Ucm", to: Way, backup: str | None = None) -> None:
     """Go back to the previous slot, to a snapshot of the main partition, or to a backup. Raises NothingToRollback."""
-    if ucm.state in ("Verifying", "Activated") and not snapshot and not backup:
+    if ucm.state in ("Verifying", "Activated") and to == "previous-slot":
         ucm.rollback()
         ucm.finish()
         return
-    ucm.install(_way_back(ucm.device, snapshot=snapshot, backup=backup))
+    ucm.install(find_way_back(ucm.device, to, backup))
 
 
 def end_backups(ucm: "Ucm") -> list[str]:
@@ -198,65 +198,15 @@ def _find_actions(ucm: "Ucm", file: Path | None, down: bool) -> Iterator[Action]
 
 
 def _action(device: Device, target: "Target", package: str, down: bool) -> Action:
-    system = device.running_system()
-    version, number = target.version, target.update_number
+    source = device.config.update.use
     if down:
-        version, number = _version_before(device, target.version)
+        return find_uninstallation(device, target.name, target.version, package, source)
     return Action(
-        kind="down" if down else "up",
+        kind="up",
         name=target.name,
-        version=version,
-        update_number=number,
+        version=target.version,
+        update_number=target.update_number,
         package=package,
-        source=device.config.update.use,
-        facts={"from_version": system.version},
+        source=source,
+        facts={"from_version": device.running_system().version},
     )
-
-
-def _version_before(device: Device, version: str) -> tuple[str, int]:
-    """The version and update number that an installed package replaced, of the backup made then."""
-    for record in reversed(device.history.read()):
-        if record["version"] == version and record["resolution"] == history.ACTIVATED and record.get("backup"):
-            entry = device.backups.get(record["backup"])
-            return entry.version, entry.update_number
-    raise OtaflowError(
-        f"cannot uninstall {version}: the history does not say what it replaced",
-        hint="`otaflow rollback` or `otaflow rollback --backup ID` goes back without the package",
-    )
-
-
-def _way_back(device: Device, *, snapshot: bool, backup: str | None) -> Action:
-    system = device.running_system()
-    facts = {"from_version": system.version}
-    if snapshot:
-        with_main = [entry for entry in device.backups if device.backups.path(entry.id, "main").exists()]
-        entries = [entry for entry in with_main if backup in (None, entry.id)]
-        if not entries:
-            raise NothingToRollback(
-                "cannot roll back the main partition: there is no snapshot" + (f" of {backup}" if backup else ""),
-                hint="snapshots go a week or two restarts after their update; `otaflow backups` shows what is left",
-            )
-        return Action(
-            kind="snapshot",
-            name=system.name,
-            version=system.version,
-            update_number=system.update_number,
-            backup=entries[-1].id,
-            facts=facts,
-        )
-    if backup:
-        entry = device.backups.get(backup)
-        number = entry.update_number
-        return Action("backup", entry.name, entry.version, number, backup=entry.id, facts=facts)
-    from otaflow.platform.labels import read_label
-
-    try:
-        label = read_label(device.slots.path(device.spare()))
-    except OtaflowError as error:
-        raise NothingToRollback(f"cannot roll back to the previous slot: {error}", hint=error.hint) from error
-    if label.generation == system.generation:
-        raise NothingToRollback(
-            f"cannot roll back to the previous slot: it holds {label.version} too, as the device was made",
-            hint="`otaflow backups` lists what can be restored",
-        )
-    return Action("previous-slot", label.name, label.version, label.update_number, facts=facts)

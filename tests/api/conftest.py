@@ -148,6 +148,23 @@ class Stub:
     def process(self, id: str, *, unattended: bool = False) -> Future[None]:
         return self._fire("ProcessSwPackage", id, *(["unattended"] if unattended else []))
 
+    def go_back(self, to: str, backup: str | None, *, unattended: bool = False) -> Future[None]:
+        self._called("go_back", to, backup, unattended)
+        return self._fire("ProcessSwPackage")
+
+    def uninstall(self, id: str, *, unattended: bool = False) -> Future[None]:
+        self._called("uninstall", id, unattended)
+        self._known(id)
+        return self._fire("ProcessSwPackage", id)
+
+    def clean_up(self) -> Future[dict[str, Any]]:
+        self._called("clean_up")
+        if self.state is not State.IDLE:
+            raise errors.OperationNotPermitted(f"cannot CleanUp: the update manager is {self.state}")
+        done: Future[dict[str, Any]] = Future()
+        done.set_result({"removed": ["0001-20260131T120000Z"]})
+        return done
+
     def cancel(self, id: str) -> Future[None]:
         return self._fire("Cancel", id)
 

@@ -11,6 +11,7 @@ import pytest
 
 from otaflow import errors
 from otaflow.api.app import make_app
+from otaflow.api.beside import BESIDE as OUR_OWN
 from otaflow.api.methods import METHODS, TRANSFER_DATA
 from otaflow.client import Client
 from otaflow.ucm.states import State
@@ -102,7 +103,9 @@ def test_the_whole_table_was_read() -> None:
 
 def test_the_methods_are_those_of_the_contract(schema: Any) -> None:
     assert {method.name for method in (*METHODS, TRANSFER_DATA)} == set(TABLE)
-    assert set(schema["paths"]) == {f"/ucm/{name}" for name in [*TABLE, "CurrentStatus"]}
+    own = {method.path for method in OUR_OWN}
+    assert own == {"/otaflow/GoBack", "/otaflow/Uninstall", "/otaflow/CleanUp"}
+    assert set(schema["paths"]) == {f"/ucm/{name}" for name in [*TABLE, "CurrentStatus"]} | own
     assert "/ucm/CurrentStatus/events" in schema["paths"]["/ucm/CurrentStatus"]["get"]["description"]
 
 
@@ -173,6 +176,50 @@ def test_every_answer_is_as_documented(method: str, http: httpx.Client, stub: An
     jsonschema.validate(answer.json(), {**form, "components": schema["components"]})
 
 
+OWN_BODIES: dict[str, dict[str, Any]] = {"GoBack": {"to": "snapshot"}, "Uninstall": {"id": "x"}, "CleanUp": {}}
+OWN_ERRORS = [(method, kind) for method in OUR_OWN for kind in method.errors]
+
+
+@pytest.mark.parametrize(("method", "kind"), OWN_ERRORS, ids=[f"{m.name}-{k.__name__}" for m, k in OWN_ERRORS])
+def test_our_own_methods_refuse_as_the_contracts_do(
+    method: Any, kind: Any, http: httpx.Client, stub: Any, schema: Any
+) -> None:
+    name = {"GoBack": "go_back", "Uninstall": "uninstall", "CleanUp": "clean_up"}[method.name]
+    stub.raises[name] = kind("cannot do it: no", hint="do something else")
+    answer = http.post(method.path, json=OWN_BODIES[method.name])
+    code = CODES[kind.__name__]
+    assert answer.json() == {"error": kind.__name__, "code": code, "message": "cannot do it: no; do something else"}
+    assert answer.status_code == expected_status(kind.__name__)
+    described = schema["paths"][method.path]["post"]["responses"][str(answer.status_code)]["description"]
+    assert kind.__name__ in described
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("GoBack", {}),
+        ("GoBack", {"to": "home"}),
+        ("GoBack", {"to": "backup", "backup": 1}),
+        ("GoBack", {"to": "backup", "unattended": "yes"}),
+        ("GoBack", {"to": "backup", "more": 1}),
+        ("Uninstall", {}),
+        ("Uninstall", {"id": "x" * 300}),
+        ("CleanUp", {"id": "x"}),
+    ],
+)
+def test_our_own_methods_are_as_strict(path: str, body: Any, http: httpx.Client, stub: Any) -> None:
+    answer = http.post(f"/otaflow/{path}", json=body)
+    assert (answer.status_code, answer.json()["error"]) == (422, "GeneralReject")
+    assert stub.asked == []
+
+
+def test_clean_up_answers_what_it_removed(http: httpx.Client, schema: Any) -> None:
+    answer = http.post("/otaflow/CleanUp")
+    assert answer.json() == {"removed": ["0001-20260131T120000Z"]}
+    form = schema["paths"]["/otaflow/CleanUp"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+    jsonschema.validate(answer.json(), {**form, "components": schema["components"]})
+
+
 @pytest.mark.parametrize("name", CODES)
 def test_codes(name: str) -> None:
     assert getattr(errors, name).code == CODES[name]
@@ -211,7 +258,7 @@ def test_the_client_has_every_method() -> None:
 
 def test_the_page_is_readable_without_internet(http: httpx.Client) -> None:
     page = http.get("/docs").text
-    for method in TABLE:
+    for method in [*TABLE, *(own.name for own in OUR_OWN)]:
         assert f'id="{method}"' in page
     assert not re.search(r"(src|href)=.?(https?:)?//|@import|<script|url\(", page)
 
@@ -219,7 +266,7 @@ def test_the_page_is_readable_without_internet(http: httpx.Client) -> None:
 def test_the_openapi_is_valid(schema: Any) -> None:
     assert schema["openapi"].startswith("3.1")
     ids = [operation["operationId"] for path in schema["paths"].values() for operation in path.values()]
-    assert len(ids) == len(set(ids)) == 18
+    assert len(ids) == len(set(ids)) == 21
     for path in schema["paths"].values():
         for operation in path.values():
             assert {"401", "422", "500"} < set(operation["responses"])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from otaflow.api.beside import BESIDE
 from otaflow.api.methods import METHODS, TRANSFER_DATA
 from otaflow.cli.ucm import app
 from otaflow.errors import ConfigError, OperationNotPermitted, UcmError
@@ -38,7 +39,7 @@ def call(server: Any, folder: Path, plain: Call) -> Call:
 
 
 def test_there_is_a_command_for_each_method() -> None:
-    for method in (*METHODS, TRANSFER_DATA):
+    for method in (*METHODS, *BESIDE, TRANSFER_DATA):
         name = "".join(f"-{letter.lower()}" if letter.isupper() else letter for letter in method.name)[1:]
         assert app[name].help
     for name in ("current-status", "watch", "table", "transfer"):
@@ -86,6 +87,23 @@ def test_what_changes_the_state(command: list[str], method: tuple[str, ...], cal
     assert call(*command) == ""
     assert call(*command, "--json") == "{}\n"
     assert asked == [method] * 2
+
+
+def test_our_own_methods(call: Call, stub: Any) -> None:
+    done: Future[None] = Future()
+    done.set_result(None)
+    stub._fire = lambda *_: done
+    stub.sizes["x"] = 1
+    assert call("go-back", "backup", "--backup", "0001", "--unattended") == ""
+    assert call("go-back", "previous-slot", "--json") == "{}\n"
+    assert call("uninstall", "x") == ""
+    assert call("clean-up") == "0001-20260131T120000Z\n"
+    assert stub.asked == [
+        ("go_back", "backup", "0001", True),
+        ("go_back", "previous-slot", None, False),
+        ("uninstall", "x", False),
+        ("clean_up",),
+    ]
 
 
 def test_reports(call: Call, stub: Any) -> None:

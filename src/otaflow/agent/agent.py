@@ -13,12 +13,14 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from otaflow import errors, progress
+from otaflow.action import Action
+from otaflow.actions import Way, find_way_back
 from otaflow.agent.house import House
-from otaflow.agent.packages import accept, find_action
+from otaflow.agent.packages import accept, accept_removal, find_action, find_removal
 from otaflow.agent.reports import Report, report_changes, report_clusters, report_history, report_packages
 from otaflow.agent.subscription import Subscription
 from otaflow.agent.visible import Shown, Visible
-from otaflow.agent.worker import Worker
+from otaflow.agent.worker import Answer, Worker
 from otaflow.platform.device import Device, using
 from otaflow.progress import Event
 from otaflow.service import Ucm, Work
@@ -51,7 +53,7 @@ class Agent:
         self._connect = connect
         self.worker = Worker(self.ucm)
         self.house = House(self.ucm, self.transfers, self.worker, self._show if connect else None)
-        self._processing: tuple[str, Future[None]] | None = None
+        self._processing: tuple[str, Answer] | None = None
         self._percent = 0
         self._log = ProcessingLog(device)
         self._subscribers: list[Subscription] = []
@@ -131,45 +133,56 @@ class Agent:
 
     # --- what changes the state: decided at once, answered when it is done -----------------------------------------
 
-    def process(self, id: str, *, unattended: bool = False) -> Future[None]:
+    def process(self, id: str, *, unattended: bool = False) -> Answer:
         """ProcessSwPackage. Answers on reaching Ready."""
         with self.ucm.deciding:
             self.ucm.check("<ProcessSwPackage")
-            work = self.ucm.begin_process(find_action(self.device, self.transfers, id), unattended=unattended)
-            self._percent = 0
-            future = self.worker.submit(lambda: self._process(id, work))
-            self._processing = (id, future)
-            return future
+            return self._begin(id, find_action(self.device, self.transfers, id), unattended)
 
-    def cancel(self, id: str) -> Future[None]:
+    def go_back(self, to: Way, backup: str | None = None, *, unattended: bool = False) -> Answer:
+        """GoBack: what ProcessSwPackage is for a package. Answers on reaching Ready."""
+        with self.ucm.deciding:
+            self.ucm.check("<ProcessSwPackage")
+            return self._begin(to, find_way_back(self.device, to, backup), unattended)
+
+    def uninstall(self, id: str, *, unattended: bool = False) -> Answer:
+        """Uninstall: take back what the package installed. Answers on reaching Ready."""
+        self.ucm.check("<ProcessSwPackage")
+        if self.transfers.get(id).state == PackageState.TRANSFERRING:
+            self.transfers.exit(id, lambda path: accept_removal(self.device, path))
+        with self.ucm.deciding:
+            self.ucm.check("<ProcessSwPackage")
+            return self._begin(id, find_removal(self.device, self.transfers, id), unattended)
+
+    def cancel(self, id: str) -> Answer:
         """Cancel. Answers when the processing has stopped; CancelFailed when it was done before it could be stopped."""
         with self.ucm.deciding:
             if self.ucm.state is State.PROCESSING and (self._processing is None or self._processing[0] != id):
                 raise errors.InvalidTransferId(f"cannot Cancel {id}: that package is not being processed")
             self.ucm.cancel()
             assert self._processing is not None
-            answer: Future[None] = Future()
+            answer: Answer = Future()
             self._processing[1].add_done_callback(lambda processed: _answer_cancel(answer, processed))
             return answer
 
-    def activate(self) -> Future[None]:
+    def activate(self) -> Answer:
         """Activate. Answers on entering Verifying, which goes on by itself."""
         with self.ucm.deciding:
             work = self.ucm.begin_activate()
             return self.worker.submit(self.house.ending(lambda: self._activate(work)))
 
-    def rollback(self) -> Future[None]:
+    def rollback(self) -> Answer:
         """Rollback, from Verifying or Activated. Answers on Rolled-back."""
         with self.ucm.deciding:
             work = self.ucm.begin_rollback()
             return self.worker.submit(lambda: self._roll_back(work))
 
-    def revert(self) -> Future[None]:
+    def revert(self) -> Answer:
         """RevertProcessedSwPackages. Answers on Idle."""
         with self.ucm.deciding:
             return self.worker.submit(self.house.ending(self.ucm.begin_revert()))
 
-    def finish(self) -> Future[None]:
+    def finish(self) -> Answer:
         """Finish. Answers on Idle."""
         with self.ucm.deciding:
             return self.worker.submit(self.house.ending(self.ucm.begin_finish()))
@@ -207,7 +220,24 @@ class Agent:
         """GetLog. A package's log outlives it."""
         return self.logs.read(id)
 
+    def clean_up(self) -> Answer:
+        """CleanUp: remove the full backups and snapshots whose time is over. Answers with the ids of their entries."""
+        with self.ucm.deciding:
+            if self.ucm.state is not State.IDLE:
+                raise errors.OperationNotPermitted(
+                    f"cannot CleanUp: the update manager is {self.ucm.state}", hint="it is done in Idle only"
+                )
+            return self.worker.submit(lambda: {"removed": self.house.end_backups()})
+
     # --- inside: the work -------------------------------------------------------------------------------------------
+
+    def _begin(self, id: str, action: Action, unattended: bool) -> Answer:
+        """Enter Processing; `id` is what Cancel is to name. The caller decides."""
+        work = self.ucm.begin_process(action, unattended=unattended)
+        self._percent = 0
+        answer = self.worker.submit(lambda: self._process(id, work))
+        self._processing = (id, answer)
+        return answer
 
     def _process(self, id: str, work: Work) -> None:
         known = any((p.id, p.state) == (id, PackageState.TRANSFERRED) for p in self.transfers.packages())
@@ -220,8 +250,9 @@ class Agent:
                 self.transfers.mark(id, PackageState.TRANSFERRED)
                 self.logs.write(id, 2, f"not processed: {error}")
             raise
-        self.transfers.mark(id, PackageState.PROCESSED)
-        self.logs.write(id, 4, "processed")
+        if known:
+            self.transfers.mark(id, PackageState.PROCESSED)
+            self.logs.write(id, 4, "processed")
 
     def _activate(self, work: Work) -> None:
         work()
@@ -266,7 +297,7 @@ class Agent:
                 self.logs.write(self._processing[0], level, f"{event.name}: {text}")
 
 
-def _answer_cancel(answer: Future[None], processed: Future[None]) -> None:
+def _answer_cancel(answer: Answer, processed: Answer) -> None:
     error = processed.exception()
     if isinstance(error, errors.ProcessSwPackageCancelled):
         answer.set_result(None)

@@ -78,7 +78,7 @@ class House:
                 self._try_again()
             if self.ucm.state is State.IDLE and now - retained > RETENTION_SECONDS:
                 retained = now
-                self.worker.submit(self._end_backups)
+                self.worker.submit(self.end_backups)
             self._look_after(now)
             self._ended.wait(LOOK_SECONDS)
 
@@ -120,7 +120,9 @@ class House:
             log.warning("nobody drives the unattended session any more: it goes on from %s", self.ucm.state)
             carry_on(self.ucm)
 
-    def _end_backups(self) -> None:
-        """Step 11 of the update processes, once a day."""
-        if self.ucm.state is State.IDLE:
-            self.ucm.run(retention, {})
+    def end_backups(self) -> list[str]:
+        """Step 11 of the update processes, once a day and when asked for; the ids of the entries that lost a part."""
+        if self.ucm.state is not State.IDLE:
+            return []
+        removed: list[str] = self.ucm.run(retention, {})
+        return removed

@@ -4,8 +4,10 @@ from pathlib import Path
 
 from otaflow import errors
 from otaflow.action import Action
+from otaflow.actions import find_uninstallation
 from otaflow.journal import Session
 from otaflow.package.extract import read_metadata
+from otaflow.package.rules import check_removable
 from otaflow.package.versions import newer
 from otaflow.platform.device import Device
 from otaflow.repo.client import open_repository
@@ -25,6 +27,15 @@ def accept(device: Device, path: Path) -> Accepted:
             f"cannot accept {metadata.name} {metadata.version}: {installed.version} is installed",
             hint="an update must be higher than what is installed",
         )
+    return Accepted(metadata.name, metadata.version)
+
+
+def accept_removal(device: Device, path: Path) -> Accepted:
+    """Whether a transferred file is the package that is installed: signed, and of the very version that runs."""
+    require_signature(device, path)
+    metadata = read_metadata(path)
+    installed = device.running_system()
+    check_removable(metadata, name=installed.name, version=installed.version)
     return Accepted(metadata.name, metadata.version)
 
 
@@ -62,6 +73,14 @@ def find_action(device: Device, transfers: Transfers, id: str) -> Action:
         package=str(path),
         facts={"from_version": device.running_system().version},
     )
+
+
+def find_removal(device: Device, transfers: Transfers, id: str) -> Action:
+    """What Uninstall is to do. Raises InvalidTransferId, OperationNotPermitted, NothingToRollback."""
+    package = transfers.get(id)
+    if package.state != PackageState.TRANSFERRED:
+        raise errors.OperationNotPermitted(f"cannot uninstall {id}: its transfer is {package.state}")
+    return find_uninstallation(device, package.name, package.version, str(transfers.path(id)))
 
 
 def release(transfers: Transfers, session: Session, *, but: frozenset[str] = frozenset()) -> None:

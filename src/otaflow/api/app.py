@@ -20,6 +20,7 @@ from starlette.responses import HTMLResponse, JSONResponse
 
 from otaflow import __version__
 from otaflow.api import models
+from otaflow.api.beside import BESIDE
 from otaflow.api.blocks import Buffers, TooLong, read_block
 from otaflow.api.events import EventStream, Watchers
 from otaflow.api.guard import GUARDED, Credentials, Guard
@@ -67,8 +68,7 @@ class Interface:
             taken = take_json(await read_body(request, JSON_BYTES), method.takes)
             result = await self._call(method.long, method.call, self.service, taken)
             if isinstance(result, Future):
-                await wait_for(result)
-                result = None
+                result = await wait_for(result)
             return _Json(result or {})
 
         return answering(answer, method)
@@ -110,8 +110,8 @@ def make_app(service: UcmService, *, credentials: Credentials | None = None, blo
     app = FastAPI(title="otaflow UCM", version=__version__, openapi_url=None, docs_url=None, redirect_slashes=False)
     app.state.credentials = credentials
     app.state.interface = interface = Interface(service, block_size)
-    for method in METHODS:
-        _add(app, f"/ucm/{method.name}", interface.endpoint(method), **describe(method))
+    for method in (*METHODS, *BESIDE):
+        _add(app, method.path, interface.endpoint(method), **describe(method))
     take = answering(interface.transfer_data, TRANSFER_DATA)
     _add(app, "/ucm/TransferData", take, **describe(TRANSFER_DATA, block_size))
     _add(app, "/ucm/CurrentStatus", answering(interface.status), **describe_status())
@@ -194,18 +194,18 @@ def take_query(request: Request, model: type[Taken]) -> Taken:
         raise Malformed(models.describe_refusal(error.errors(include_url=False))) from error
 
 
-async def wait_for(future: Future[None]) -> None:
-    """Wait without blocking others; to stop waiting (a client is gone, the server ends) changes nothing."""
+async def wait_for(future: Future[T]) -> T:
+    """Its result, waited for without blocking others; to stop (a client is gone, the server ends) changes nothing."""
     loop, done = asyncio.get_running_loop(), asyncio.Event()
 
-    def wake(_: Future[None]) -> None:
+    def wake(_: Future[T]) -> None:
         with suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(done.set)
 
     future.add_done_callback(wake)
     await done.wait()
     try:
-        future.result()
+        return future.result()
     except CancelledError as error:
         raise GeneralReject("cannot answer: the agent gave the call up") from error
 

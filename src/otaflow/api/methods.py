@@ -24,8 +24,13 @@ class Method:
     takes: type[m.Taken]
     gives: type[m.Given]
     errors: Refusals
-    call: Callable[[UcmService, Any], dict[str, Any] | Future[None] | None]
+    call: Callable[[UcmService, Any], dict[str, Any] | Future[Any] | None]
     long: bool = False
+    folder: str = "ucm"
+
+    @property
+    def path(self) -> str:
+        return f"/{self.folder}/{self.name}"
 
 
 def _start(service: UcmService, taken: m.TransferStartIn) -> dict[str, Any]:

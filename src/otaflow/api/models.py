@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
+from otaflow.actions import Way
 from otaflow.ucm.states import State
 
 _RFC3339 = re.compile(
@@ -83,6 +84,15 @@ class ProcessIn(Taken):
     unattended: Unattended = False
 
 
+class GoBackIn(Taken):
+    to: Way = Field(description="The former system, the main partition's snapshot, or /sys and /etc/sys of a backup.")
+    backup: Annotated[str, Field(max_length=255)] | None = Field(
+        default=None,
+        description="The id of the backup (`otaflow backups`) that holds it; without it, the newest.",
+    )
+    unattended: Unattended = False
+
+
 class TransferDataIn(Taken):
     id: Id
     blockCounter: int = Field(description="1 for the first block, one more for each that follows.")
@@ -132,6 +142,10 @@ class TransferStartOut(Given):
 
 class TransferDataOut(Given):
     consecutiveBytesReceived: int = Field(description="Bytes from the package's beginning that are safe on the disk.")
+
+
+class CleanedUp(Given):
+    removed: list[str] = Field(description="The ids of the backups whose full copy or snapshot went.")
 
 
 class Progress(Given):

@@ -4,6 +4,7 @@ from html import escape
 from typing import Any
 
 from otaflow.api import models
+from otaflow.api.beside import BESIDE
 from otaflow.api.methods import METHODS, TRANSFER_DATA, Method, http_status
 from otaflow.ucm.states import MEANING
 
@@ -19,7 +20,9 @@ th { background: #f4f4f4; }
 def render_page() -> str:
     """The page, in HTML."""
     methods = sorted((*METHODS, TRANSFER_DATA), key=lambda method: method.name)
-    links = ", ".join(f'<a href="#{method.name}">{method.name}</a>' for method in methods)
+    links, own = (
+        ", ".join(f'<a href="#{method.name}">{method.name}</a>' for method in some) for some in (methods, BESIDE)
+    )
     states = _table(("status", "meaning"), [(state, about) for state, about in MEANING.items()])
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>otaflow UCM</title><style>{_STYLE}</style></head><body>
@@ -28,7 +31,7 @@ def render_page() -> str:
 200 with a JSON object; TransferData takes the raw block. An error answers
 <code>{{"error": name, "code": number, "message": what was refused, why, and what to do}}</code>. A malformed request
 is GeneralReject with status 422, and changes nothing. Programs read <a href="openapi.json">openapi.json</a>.</p>
-<p>{links}</p>
+<p>{links}; beside AUTOSAR's: {own}</p>
 <h2 id="CurrentStatus">CurrentStatus</h2>
 <p><code>GET /ucm/CurrentStatus</code> answers the present status and session.
 <code>GET /ucm/CurrentStatus/events</code> streams each change as a server-sent event with the same object, with
@@ -36,7 +39,7 @@ is GeneralReject with status 422, and changes nothing. Programs read <a href="op
 {states}
 <pre>curl --unix-socket run/ucm.sock http://ucm/ucm/CurrentStatus
 curl --unix-socket run/ucm.sock --no-buffer http://ucm/ucm/CurrentStatus/events</pre>
-{"".join(_method(method) for method in methods)}
+{"".join(_method(method) for method in (*methods, *BESIDE))}
 </body></html>
 """
 
@@ -58,9 +61,9 @@ def _example(method: Method) -> str:
             f"{ask} --data-binary @block -H 'Content-Type: application/octet-stream' \\\n"
             f"  'http://ucm/ucm/{method.name}?id=ID&blockCounter=1'"
         )
-    values = {"id": '"ID"', "size": "1000", "level": "4", "since": '"2026-01-31T12:00:00Z"'}
+    values = {"id": '"ID"', "size": "1000", "level": "4", "since": '"2026-01-31T12:00:00Z"', "to": '"previous-slot"'}
     body = ", ".join(f'"{name}": {values[name]}' for name in method.takes.model_fields if name in values)
-    return f"{ask} http://ucm/ucm/{method.name} -H 'Content-Type: application/json' -d '{{{body}}}'"
+    return f"{ask} http://ucm{method.path} -H 'Content-Type: application/json' -d '{{{body}}}'"
 
 
 def _fields(title: str, model: type[models.Taken] | type[models.Given]) -> str:

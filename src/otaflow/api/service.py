@@ -8,6 +8,8 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+from otaflow.actions import Way
+
 Fields = dict[str, Any]
 """A JSON object, as docs/spec/ucm-api.md describes it."""
 
@@ -47,6 +49,14 @@ class UcmService(Protocol):
     def delete_transfer(self, id: str) -> None: ...
 
     def process(self, id: str, *, unattended: bool = False) -> Future[None]: ...
+
+    def go_back(self, to: Way, backup: str | None, *, unattended: bool = False) -> Future[None]: ...
+
+    def uninstall(self, id: str, *, unattended: bool = False) -> Future[None]:
+        """The package is checked first, as by `transfer_exit`. Blocks for so long."""
+
+    def clean_up(self) -> Future[Fields]:
+        """`{"removed": [ids of backups]}`."""
 
     def cancel(self, id: str) -> Future[None]: ...
 

@@ -10,6 +10,7 @@ import cyclopts
 from cyclopts import Parameter
 
 from otaflow import config as configuration
+from otaflow.actions import Way
 from otaflow.cli.common import ConfigFile, Json, print_json
 from otaflow.errors import ConfigError, UcmError
 
@@ -135,6 +136,33 @@ def delete_transfer(id: Id, *, where: Where = HERE) -> None:
 def process_sw_package(id: Id, *, where: Where = HERE, unattended: Unattended = False) -> None:
     """Prepare a package in the spare slot; ends on Ready."""
     call(where, "process_sw_package", id, unattended=unattended)
+
+
+@app.command
+def go_back(
+    to: Way,
+    /,
+    *,
+    backup: Annotated[str | None, Parameter(help="The backup's id; the newest one without it.")] = None,
+    where: Where = HERE,
+    unattended: Unattended = False,
+) -> None:
+    """Prepare a way back: the previous slot, the main partition's snapshot, or a backup; ends on Ready."""
+    call(where, "go_back", to, backup, unattended=unattended)
+
+
+@app.command
+def uninstall(id: Id, *, where: Where = HERE, unattended: Unattended = False) -> None:
+    """Prepare to take back what a package installed that was sent with transfer-data; ends on Ready."""
+    call(where, "uninstall", id, unattended=unattended)
+
+
+@app.command
+def clean_up(*, where: Where = HERE) -> None:
+    """Remove full backups and snapshots whose time is over; prints the ids of those backups."""
+    with asking(where) as client:
+        removed = client.clean_up()
+        show(where, {"removed": removed}, "\n".join(removed) or "nothing to remove")
 
 
 @app.command

@@ -10,10 +10,11 @@ from cyclopts import Parameter
 
 from otaflow import work
 from otaflow.cli.common import ConfigFile, Json, Source, load_device, print_json, showing, working
-from otaflow.errors import HealthCheckFailed, Locked, OtaflowError
+from otaflow.errors import ConfigError, HealthCheckFailed, Locked, OtaflowError
 from otaflow.platform.device import Device
 
 if TYPE_CHECKING:
+    from otaflow.actions import Way
     from otaflow.client import Client
     from otaflow.repo.choice import Target
     from otaflow.service import Ucm
@@ -59,11 +60,17 @@ def update(
     device = load_device(config, source)
     installed: list[str] = []
     asked = file.name if file else "check"
-    if not down and (agent := _find_agent(device)):
+    if down and (file is None or file.suffix == ".nsr"):
+        raise ConfigError("cannot uninstall: no package is named", hint="`otaflow update --down FILE` takes it back")
+    if agent := _find_agent(device):
         from otaflow import through
 
         with _reporting(device, json, installed), agent, showing(not json):
-            installed.extend(through.install_new(agent, device, file))
+            if down and file:
+                through.uninstall(agent, device, file)
+                installed.append(device.running_system().version)
+            else:
+                installed.extend(through.install_new(agent, device, file))
     else:
         _update(device, file, asked, installed, down=down, json=json)
     if not json:
@@ -95,20 +102,19 @@ def rollback(
     """
     device = load_device(config)
     done: list[str] = []
-    if not (snapshot or backup) and (agent := _find_agent(device)):
+    to: Way = "snapshot" if snapshot else "backup" if backup else "previous-slot"
+    if agent := _find_agent(device):
         from otaflow import through
 
         with _reporting(device, json, done), agent, showing(not json):
-            through.roll_back(agent, device)
+            through.go_back(agent, device, to, backup)
             done.append(device.running_system().version)
-        if not json:
-            print(f"{device.config.device.name} runs {device.running_system().version}")
-        return
-    with _reporting(device, json, done), working(device, view=not json) as (ucm, _):
-        if snapshot or backup or ucm.state not in ("Verifying", "Activated"):
-            _go_on(ucm)
-        work.go_back(ucm, snapshot=snapshot, backup=backup)
-        done.append(device.running_system().version)
+    else:
+        with _reporting(device, json, done), working(device, view=not json) as (ucm, _):
+            if to != "previous-slot" or ucm.state not in ("Verifying", "Activated"):
+                _go_on(ucm)
+            work.go_back(ucm, to, backup)
+            done.append(device.running_system().version)
     if not json:
         print(f"{device.config.device.name} runs {device.running_system().version}")
 
@@ -137,14 +143,25 @@ def recover(
 
 
 def resume(*, config: ConfigFile = None, json: Json = False) -> None:
-    """After the restart: verify the system that is on trial, and keep it or roll it back."""
+    """After the restart: verify the system that is on trial, and keep it or roll it back.
+
+    Where an agent runs, it goes on by itself: this waits for its end, and tells it.
+    """
     device = load_device(config)
     done: list[str] = []
-    with _reporting(device, json, done), working(device, view=not json) as (ucm, _):
-        _go_on(ucm)
-        done.append(device.running_system().version)
+    if agent := _find_agent(device):
+        from otaflow import through
+
+        with _reporting(device, json, done), agent, showing(not json):
+            _tell_rolled_back(through.resume(agent, device))
+            done.append(device.running_system().version)
+    else:
+        with _reporting(device, json, done), working(device, view=not json) as (ucm, _):
+            _go_on(ucm)
+            done.append(device.running_system().version)
     if not json:
-        print(f"{device.config.device.name} runs {device.running_system().version}, {device.journal.state}")
+        state = Device(device.config).journal.state
+        print(f"{device.config.device.name} runs {device.running_system().version}, {state}")
 
 
 def clean_up(*, config: ConfigFile = None, json: Json = False) -> None:
@@ -153,8 +170,12 @@ def clean_up(*, config: ConfigFile = None, json: Json = False) -> None:
     Incremental backups stay for ever; the last version that was verified good is never given up.
     """
     device = load_device(config)
-    with working(device, view=not json) as (ucm, _):
-        removed = work.end_backups(ucm)
+    if agent := _find_agent(device):
+        with agent:
+            removed = agent.clean_up()
+    else:
+        with working(device, view=not json) as (ucm, _):
+            removed = work.end_backups(ucm)
     if json:
         print_json({"removed": removed})
     else:
@@ -174,8 +195,12 @@ def _find_agent(device: Device) -> "Client | None":
 
 
 def _go_on(ucm: "Ucm") -> None:
-    if error := work.go_on(ucm):
-        print(f"otaflow: the update on trial was rolled back: {error}", file=sys.stderr)
+    _tell_rolled_back(str(work.go_on(ucm) or ""))
+
+
+def _tell_rolled_back(why: str) -> None:
+    if why:
+        print(f"otaflow: the update on trial was rolled back: {why}", file=sys.stderr)
 
 
 def _recover(device: Device, *, verify: bool, view: bool) -> str:

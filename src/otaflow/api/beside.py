@@ -1,0 +1,57 @@
+"""Our own methods, beside the contract and under a path of their own: what only a device with slots and backups has."""
+
+from typing import Final
+
+from otaflow import errors as e
+from otaflow.api import models as m
+from otaflow.api.methods import Method, Refusals
+
+_BEGIN: Refusals = (
+    e.OperationNotPermitted,
+    e.ServiceBusy,
+    e.NothingToRollback,
+    e.InsufficientMemory,
+    e.ProcessSwPackageCancelled,
+)
+
+BESIDE: Final = (
+    Method(
+        "GoBack",
+        "Prepare a way back, as ProcessSwPackage does a package. Answers on reaching Ready; Activate and Finish "
+        "follow. Cancel names it by `to`.",
+        m.GoBackIn,
+        m.Empty,
+        _BEGIN,
+        lambda service, taken: service.go_back(taken.to, taken.backup, unattended=taken.unattended),
+        folder="otaflow",
+    ),
+    Method(
+        "Uninstall",
+        "Prepare to take back what the package installed that was sent (without TransferExit, which would refuse it). "
+        "Answers on reaching Ready; Activate and Finish follow.",
+        m.ProcessIn,
+        m.Empty,
+        (
+            *_BEGIN,
+            e.InvalidTransferId,
+            e.InsufficientData,
+            e.PackageInconsistent,
+            e.AuthenticationFailed,
+            e.InvalidManifest,
+            e.IncompatibleDelta,
+            e.ProcessedSoftwarePackageInconsistent,
+        ),
+        lambda service, taken: service.uninstall(taken.id, unattended=taken.unattended),
+        long=True,
+        folder="otaflow",
+    ),
+    Method(
+        "CleanUp",
+        "Remove full backups and snapshots whose time is over. In Idle only.",
+        m.Nothing,
+        m.CleanedUp,
+        (e.OperationNotPermitted,),
+        lambda service, _: service.clean_up(),
+        folder="otaflow",
+    ),
+)
