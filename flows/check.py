@@ -1,10 +1,33 @@
-"""The update policy's beginning (spec/s16-package-update.md): from connect to what is new, and the download."""
+"""The update policy (spec/s16-package-update.md): when the device looks, whether it may install, what it says.
 
+`check`, `fetch` and `accept_file` are the chart's beginning, for the commands; `poll` is the chart, box by box. What is
+behind *update packages* is the UCM's: its phases are subflow runs of the session's run.
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
 
-from otaflow.errors import AuthenticationFailed
+from otaflow.errors import AuthenticationFailed, OtaflowError, Restarting
 from otaflow.flows.phase import phase
+from otaflow.policy.decide import Decision, Verdict
+from otaflow.policy.explain import explain
 from otaflow.repo.choice import Target
+from otaflow.tasks.policy import (
+    Install,
+    are_packages_new,
+    decide_now,
+    forget_trouble,
+    has_consented_to_diagnostics,
+    is_priority_update,
+    log_error,
+    log_success,
+    look_at_what_ended,
+    notify_user,
+    offer_of,
+    send_diagnostic_data,
+    update_packages,
+    wait_for_user,
+)
 from otaflow.tasks.repository import (
     authenticate,
     authenticate_package,
@@ -53,3 +76,62 @@ def accept_file(source: str, package: str) -> tuple[Target, str]:
         except AuthenticationFailed:
             Path(copy).unlink(missing_ok=True)
             raise
+
+
+@dataclass(frozen=True)
+class Polled:
+    """How a poll ended: what it installed, and the decision on what it left, if it left anything."""
+
+    installed: tuple[str, ...] = ()
+    waits: Decision | None = None
+    restarting: bool = False
+
+    @property
+    def name(self) -> str:
+        """In a few words, as the run's state."""
+        if self.restarting:
+            return "Restarting"
+        if self.waits:
+            return "Waiting for the user" if self.waits.verdict is Verdict.ASK else "Not now"
+        return "Installed" if self.installed else "Up to date"
+
+
+def poll(source: str, install: Install, run: str = "") -> Polled:
+    """The chart, from *connect* on: look for updates, tell the user, and install what may be installed.
+
+    `run` is the flow run in which it happens, if any. Raises what failed, after the chart's red side: error log,
+    message to the applications, diagnostic data where the user agreed.
+    """
+    look_at_what_ended()
+    installed: list[str] = []
+    name, version = "check", ""
+    try:
+        targets = check.story(source)
+        forget_trouble()
+        if not are_packages_new(targets):
+            return Polled()
+        notify_user([offer_of(target) for target in targets], run)
+        for target in targets:
+            name, version = target.name, target.version
+            decision = decide_now(offer_of(target))
+            is_priority_update(decision.offer)
+            if decision.verdict is not Verdict.INSTALL:
+                wait_for_user(explain(decision))
+                return Polled(tuple(installed), decision)
+            package = fetch.story(source, target)
+            update_packages(install, target, package, decision)
+            log_success(decision.offer)
+            installed.append(version)
+    except Restarting:
+        return Polled(tuple(installed), restarting=True)
+    except OtaflowError as error:
+        _report(source, name, version, error)
+        raise
+    return Polled(tuple(installed))
+
+
+def _report(source: str, name: str, version: str, error: OtaflowError) -> None:
+    """The chart's red side."""
+    log_error(name, version, type(error).__name__, str(error))
+    if has_consented_to_diagnostics():
+        send_diagnostic_data(source)

@@ -30,13 +30,13 @@ def _connect_limits() -> tuple[int, float]:
     return source.connect_tries - 1, source.connect_wait_seconds
 
 
-@step("connect", limits=_connect_limits)
+@step("connect to the package management server", limits=_connect_limits)
 def connect(repository: AnyRepository) -> None:
     """Reach the server; tried as often as the source's `connect_tries`, with its wait between. Raises Offline."""
     repository.connect()
 
 
-@step("check ssl certificate")
+@step("check ssl certificate of connection")
 def check_certificate(repository: AnyRepository) -> str:
     """Verify the server's certificate; returns whose it is. Raises CertificateRefused, which is never retried."""
     certificate = repository.check_certificate()

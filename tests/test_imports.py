@@ -11,7 +11,7 @@ SOURCE = ROOT / "src" / "otaflow"
 
 LAYERS = [
     {"cli", "api", "agent", "at_boot", "deployments", "examples"},
-    {"work", "through"},
+    {"work", "through", "answers", "installing", "embedded"},
     {"recovery"},
     {"service", "phases", "refusals", "actions"},
     {"flows"},

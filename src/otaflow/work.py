@@ -13,6 +13,7 @@ from otaflow import config as configuration
 from otaflow import history, progress
 from otaflow.action import Action
 from otaflow.actions import Way, find_uninstallation, find_way_back
+from otaflow.embedded import use_embedded
 from otaflow.errors import (
     ConfigError,
     HealthCheckFailed,
@@ -116,7 +117,7 @@ def end_backups(ucm: "Ucm") -> list[str]:
 
 def connect_prefect(device: Device) -> "PrefectRuns":
     """Prefect's side of the device, brought up to date."""
-    prepare_prefect()
+    prepare_prefect(device)
     from otaflow.flows.session import PrefectRuns
 
     runs = PrefectRuns(device)
@@ -124,11 +125,14 @@ def connect_prefect(device: Device) -> "PrefectRuns":
     return runs
 
 
-def prepare_prefect() -> None:
-    """Settings that hold unless the user set them: no telemetry from a device, no log lines between our own.
+def prepare_prefect(device: Device) -> None:
+    """The device's own server where `otaflow up` runs it; and settings that hold unless the user set them.
+
+    They are: no telemetry from a device, no log lines between our own.
 
     A failure is told once, by us; with its trace it is in the run's logs on the server.
     """
+    use_embedded(device)
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     # A server that died is asked for half a minute, not for a whole one, at each of the calls that a phase makes.
@@ -186,7 +190,7 @@ def _find_actions(ucm: "Ucm", file: Path | None, down: bool) -> Iterator[Action]
     if file and file.suffix != ".nsr":
         with recorded(device, file.name):
             target, package = ucm.run(accept_file, {"source": source, "package": str(file.absolute())})
-        yield _action(device, target, package, down)
+        yield action_of(device, target, package, down=down)
         return
     archive = str(file.absolute()) if file else ""
     with recorded(device, file.name if file else "check"):
@@ -194,10 +198,11 @@ def _find_actions(ucm: "Ucm", file: Path | None, down: bool) -> Iterator[Action]
     for target in targets:
         with recorded(device, target.name, target.version):
             package = ucm.run(fetch, {"source": source, "target": target, "archive": archive})
-        yield _action(device, target, package, down=False)
+        yield action_of(device, target, package, down=False)
 
 
-def _action(device: Device, target: "Target", package: str, down: bool) -> Action:
+def action_of(device: Device, target: "Target", package: str, *, down: bool = False) -> Action:
+    """What the UCM is asked to do with the package file of `target`."""
     source = device.config.update.use
     if down:
         return find_uninstallation(device, target.name, target.version, package, source)

@@ -116,8 +116,8 @@ def test_every_box_is_a_task_and_the_download_an_artifact(site: Site, prefect_ap
             package = Path(ucm.run(fetch, {"source": "official", "target": targets[0]}))
     assert [target.version for target in targets] == ["1.1.0"]
     assert boxes == {
-        "connect": ("Completed", 1),
-        "check ssl certificate": ("Completed", 1),
+        "connect to the package management server": ("Completed", 1),
+        "check ssl certificate of connection": ("Completed", 1),
         "authenticate": ("Completed", 1),
         "update package repository": ("Completed", 1),
         "find new packages": ("Completed", 1),
@@ -147,7 +147,7 @@ def wrong_token(site: Site, url: str) -> Device:
 @pytest.mark.parametrize(
     ("make", "error", "box"),
     [
-        (wrong_authority, CertificateRefused, "check ssl certificate"),
+        (wrong_authority, CertificateRefused, "check ssl certificate of connection"),
         (wrong_token, LoginRefused, "authenticate"),
     ],
     ids=["certificate", "login"],
@@ -168,7 +168,7 @@ def test_a_server_that_is_away_is_tried_as_often_as_configured(site: Site, prefe
     device = site.device(f"https://127.0.0.1:{port}")
     with shown(device) as ucm, counting() as failures, pytest.raises(Offline):
         ucm.run(check, {"source": "official"})
-    assert failures == ["connect"] * TRIES
+    assert failures == ["connect to the package management server"] * TRIES
 
 
 def test_tls_is_real(site: Site) -> None:

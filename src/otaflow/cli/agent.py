@@ -2,6 +2,8 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -9,6 +11,7 @@ from otaflow.cli.common import ConfigFile
 from otaflow.work import load_device, prepare_prefect
 
 if TYPE_CHECKING:
+    from otaflow.agent.agent import Agent
     from otaflow.flows.session import PrefectRuns
     from otaflow.platform.device import Device
 
@@ -22,12 +25,8 @@ def agent(*, config: ConfigFile = None) -> None:
     It holds the device: a second agent is refused. It starts in whatever state the device was left in. No step is
     undone by its end; work in hand is finished, or left to recovery. Prefect may be away.
     """
-    from otaflow.agent.agent import Agent
-    from otaflow.api.app import make_app
-    from otaflow.api.serve import Server, load_credentials
-
     device = load_device(config)
-    prepare_prefect()
+    prepare_prefect(device)
     ended = threading.Event()
 
     def end(_number: int, _frame: FrameType | None) -> None:
@@ -35,13 +34,24 @@ def agent(*, config: ConfigFile = None) -> None:
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
+    with running_agent(device):
+        ended.wait()
+
+
+@contextmanager
+def running_agent(device: "Device") -> "Iterator[Agent]":
+    """The device's agent and its interface, until the block ends; work in hand is drained then."""
+    from otaflow.agent.agent import Agent
+    from otaflow.api.app import make_app
+    from otaflow.api.serve import Server, load_credentials
+
     the_agent = Agent(device, connect=lambda: _connect(device))
     the_agent.start()
     server = Server(make_app(the_agent, credentials=load_credentials(device.config)), device.config)
     try:
         server.start()
         print(f"{device.config.device.name}: {the_agent.status()['status']}, answering on {server.socket}", flush=True)
-        ended.wait()
+        yield the_agent
         server.stop()
     finally:
         the_agent.stop(DRAIN_SECONDS)

@@ -19,6 +19,7 @@ COMMANDS = {
     DEVICE: {
         "check": ("update:check", "Ask the repository what is new for this device."),
         "update": ("update:update", "Install what is new; each update proves itself healthy or is taken back."),
+        "consent": ("consent:consent", "Say when an update may be installed, or see why not now."),
         "rollback": ("update:rollback", "Go back: to the previous slot, a main snapshot, or any backup."),
         "status": ("report:status", "Show the update manager's state and both slots."),
         "history": ("report:history", "List every action on this device and how it ended."),
@@ -26,8 +27,10 @@ COMMANDS = {
         "clean-up": ("update:clean_up", "Remove full backups and snapshots whose time is over."),
         "recover": ("update:recover", "Finish or take back what a power cut interrupted; run at boot."),
         "resume": ("update:resume", "After the restart: verify the system that is on trial."),
+        "up": ("up:up", "Run everything: Prefect's server and UI, the update manager, the polls."),
         "agent": ("agent:agent", "Run the update manager as a service, with its HTTP interface."),
         "ucm": ("ucm:app", "Call the update manager's methods."),
+        "inbox": ("consent:inbox", "Read what the device tells its applications."),
         "device": ("device:app", "Make a device."),
     },
     MAKER: {

@@ -8,19 +8,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from otaflow import work
+from otaflow import answers, work
 from otaflow.cli.common import ConfigFile, Json, Source, load_device, print_json, showing, working
 from otaflow.errors import ConfigError, HealthCheckFailed, Locked, OtaflowError
-from otaflow.platform.device import Device
+from otaflow.platform.device import Device, using
+from otaflow.policy.explain import explain as say
 
 if TYPE_CHECKING:
     from otaflow.actions import Way
     from otaflow.client import Client
+    from otaflow.policy.decide import Decision
     from otaflow.repo.choice import Target
     from otaflow.service import Ucm
 
 
-def check(*, config: ConfigFile = None, source: Source = None, json: Json = False) -> None:
+def check(
+    *,
+    config: ConfigFile = None,
+    source: Source = None,
+    explain: Annotated[bool, Parameter(negative=(), help="Say what a poll would do with it, and why not now.")] = False,
+    json: Json = False,
+) -> None:
     """Ask the repository what is new for this device. Nothing is installed."""
     device = load_device(config, source)
     if agent := _find_agent(device):
@@ -32,13 +40,17 @@ def check(*, config: ConfigFile = None, source: Source = None, json: Json = Fals
         with working(device, view=not json) as (ucm, _):
             targets = work.find_new(ucm)
     installed = device.running_system()
+    decisions = _decide(device, targets) if explain else []
     if json:
-        print_json({"installed": installed.version, "new": [_describe(target) for target in targets]})
+        answer = {"installed": installed.version, "new": [_describe(target) for target in targets]}
+        print_json(answer | ({"decisions": answers.records(decisions)} if explain else {}))
     elif not targets:
         print(f"{installed.name} {installed.version} is up to date")
     for target in targets if not json else []:
         priority = ", priority" if target.priority else ""
         print(f"{target.name} {target.version} ({target.length} bytes{priority}) {target.description}".rstrip())
+    for decision in decisions if not json else []:
+        print("\n".join(say(decision)))
 
 
 def update(
@@ -183,6 +195,14 @@ def clean_up(*, config: ConfigFile = None, json: Json = False) -> None:
 
 
 # --- inside -----------------------------------------------------------------------------------------------------------
+
+
+def _decide(device: Device, targets: "list[Target]") -> "list[Decision]":
+    """What a poll would do now."""
+    from otaflow.tasks.policy import decide_now, offer_of
+
+    with using(device):
+        return [decide_now(offer_of(target)) for target in targets]
 
 
 def _find_agent(device: Device) -> "Client | None":

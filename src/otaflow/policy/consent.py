@@ -205,6 +205,12 @@ class Consents:
         """The announcement of `content`, if it has one that still stands."""
         return _asked(self._store.read(), content, now)
 
+    def announcements(self) -> list[Asked]:
+        """Every announcement that is remembered, also of what is no longer offered."""
+        stored = self._store.read()
+        found = (_get(stored, "asked", content, Asked.from_record) for content in stored.get("asked", {}))
+        return [asked for asked in found if asked]
+
 
 # --- inside -----------------------------------------------------------------------------------------------------------
 

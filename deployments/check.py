@@ -1,0 +1,117 @@
+"""The deployed flow `check`: one poll of the chart. It waits for the user without a process, suspended with a form."""
+
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from prefect import flow
+from prefect.context import FlowRunContext
+from prefect.flow_runs import suspend_flow_run
+from prefect.input import RunInput
+from prefect.states import Completed, Failed
+from pydantic import Field
+
+from otaflow import answers, installing, work
+from otaflow.deployments import runs
+from otaflow.errors import HealthCheckFailed, OtaflowError
+from otaflow.flows.check import Polled, poll
+from otaflow.platform.device import Device, using
+from otaflow.policy import words
+from otaflow.policy.decide import Verdict
+from otaflow.policy.offer import Offer
+
+
+class Consent(RunInput):
+    """What the user says to an update."""
+
+    when: Annotated[
+        Literal["now", "at-next-restart", "in-window", "not-this-one"], Field(description="When it may be installed.")
+    ] = "now"
+    by: Annotated[str, Field(description="Who says so; it is kept with the answer.", max_length=80)] = ""
+
+
+@flow(name="check", persist_result=False)
+async def check(config: str | None = None, source: str | None = None) -> Any:
+    """Look for updates, tell the user, and install what may be installed.
+
+    An update that needs the user's answer suspends the run: Resume shows a form. The run ends as "Up to date",
+    "Installed", "Not now" (it says why), or failed. `config` is the device's configuration file, `source` one of its
+    sources.
+    """
+    device = work.load_device(Path(config) if config else None, source)
+    context = FlowRunContext.get()
+    run = str(context.flow_run.id) if context and context.flow_run and context.flow_run.deployment_id else ""
+    try:
+        polled = await _poll(device, run)
+    except OtaflowError as error:
+        return _ended_badly(error)
+    return Completed(name=polled.name, message=_say(polled))
+
+
+async def _poll(device: Device, run: str) -> Polled:
+    """Poll, and again with each answer that the user gives."""
+    with using(device):
+        asked = answers.asked_by(device, run)  # this run was resumed: the answer comes first
+        while True:
+            for offer in asked:
+                await _ask_user(device, offer)
+            before = runs.describe(device)
+            polled = poll(device.config.update.use, partial(installing.install, device), run)
+            if polled.installed:
+                runs.report(device, before)
+            if not (polled.waits and polled.waits.verdict is Verdict.ASK and run and _waits_here(device, polled, run)):
+                break
+            asked = [polled.waits.offer]
+        if polled.waits and polled.waits.until and run:
+            runs.poll_again(run, polled.waits.offer.content, polled.waits.until)
+        runs.end_waiting(device)
+    return polled
+
+
+def _ended_badly(error: OtaflowError) -> Any:
+    """The run's end after a failure: what failed as its name, why as its message."""
+    name = "Rolled back" if isinstance(error, HealthCheckFailed) else "Failed"
+    return Failed(name=name, message=f"{error}. {error.hint}" if error.hint else str(error))
+
+
+async def _ask_user(device: Device, offer: Offer) -> None:
+    """Suspend the run until the user answers, or take the answer with which it was resumed."""
+    form: Any = Consent.with_initial_data(description=_describe(offer))
+    days = timedelta(days=device.config.policy.consent_days)
+    key = f"consent-{offer.content[:16]}-{answers.asked_at(device, offer):%Y%m%d%H%M%S}"
+    answer: Any = await suspend_flow_run(wait_for_input=form, timeout=int(days.total_seconds()), key=key)
+    if not answers.holds(device, offer):  # `otaflow consent` has recorded it, and resumed the run
+        answers.give(device, offer, answer.when, by=answer.by or "somebody", through="prefect")
+
+
+def _waits_here(device: Device, polled: Polled, run: str) -> bool:
+    """Whether it is this run that waits for the answer: no other one does, or that one is gone."""
+    assert polled.waits is not None
+    waiting = answers.waiting_run(device, polled.waits.offer)
+    if waiting and waiting != run and runs.is_waiting(UUID(waiting)):
+        return False
+    answers.wait_in(device, polled.waits.offer, run)
+    return True
+
+
+def _describe(offer: Offer) -> str:
+    return "\n".join(
+        [
+            f"**{offer.title()}** can be installed ({words.in_bytes(offer.bytes)} to download).",
+            "",
+            offer.description,
+            "",
+            "*now*: at once. *at-next-restart*: after the device was restarted. *in-window*: in its maintenance "
+            "window. *not-this-one*: not before something newer is offered.",
+        ]
+    )
+
+
+def _say(polled: Polled) -> str:
+    parts = [f"installed {', '.join(polled.installed)}"] if polled.installed else []
+    if polled.waits:
+        reasons = "; ".join(reason.text for reason in polled.waits.reasons)
+        parts.append(f"{polled.waits.offer.title()}: {reasons}")
+    return "; ".join(parts) or polled.name

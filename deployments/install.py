@@ -1,0 +1,37 @@
+"""The deployed flow `install a file`: a package or a local repository package that lies on the device."""
+
+from pathlib import Path
+from typing import Annotated
+
+from prefect import flow
+from pydantic import Field
+
+from otaflow import through, work
+from otaflow.deployments import runs
+from otaflow.errors import Restarting
+
+
+@flow(name="install a file", persist_result=False)
+def install(
+    file: Annotated[str, Field(description="A package (.nsu) or a local repository package (.nsr) on the device.")],
+    config: str | None = None,
+) -> list[str]:
+    """Install `file`, if a repository that the device trusts signs it; returns the versions that are in place.
+
+    An update that does not prove itself healthy is taken back, and the run fails.
+    """
+    device = work.load_device(Path(config) if config else None)
+    before = runs.describe(device)
+    installed: list[str] = []
+    if agent := through.find_agent(device):
+        with agent:
+            installed = list(through.install_new(agent, device, Path(file)))
+    else:
+        with work.working(device) as (ucm, _):
+            try:
+                work.go_on(ucm)
+                installed.extend(work.install_new(ucm, Path(file)))
+            except Restarting:
+                return installed
+    runs.report(device, before)
+    return installed

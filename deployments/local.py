@@ -1,0 +1,47 @@
+"""What `otaflow up` deploys on its device: the flows of this folder, with the schedules of the configuration."""
+
+import hashlib
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+
+from otaflow.agent.runner import Deployed
+from otaflow.config import Config
+from otaflow.deployments.check import check
+from otaflow.deployments.clean_up import clean_up
+from otaflow.deployments.install import install
+from otaflow.deployments.report import report
+from otaflow.deployments.rollback import rollback
+from otaflow.deployments.update import update
+
+
+def deployed(config: Config, file: Path | None) -> list[Deployed]:
+    """Every flow, for the device whose configuration is in `file`."""
+    name = config.device.name
+    tags = ("otaflow", f"device:{name}")
+    parameters = {"config": str(file.absolute())} if file else {}
+    interval = timedelta(minutes=config.poll.interval_minutes)
+    polls = IntervalSchedule(interval=interval, anchor_date=_anchor(name, interval))
+    return [
+        Deployed(
+            check,
+            name,
+            parameters,
+            polls,
+            jitter=timedelta(minutes=config.poll.jitter_minutes),
+            at_start=True,
+            tags=tags,
+        ),
+        Deployed(update, name, parameters, tags=tags),
+        Deployed(install, name, parameters, tags=tags),
+        Deployed(rollback, name, parameters, tags=tags),
+        Deployed(clean_up, name, parameters, CronSchedule(cron="30 3 * * *"), tags=tags),
+        Deployed(report, name, parameters, tags=tags),
+    ]
+
+
+def _anchor(name: str, interval: timedelta) -> datetime:
+    """A moment of the device's own within the interval: devices that were switched on together do not poll together."""
+    share = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) / 2**32
+    return datetime(2026, 1, 1, tzinfo=UTC) + interval * share

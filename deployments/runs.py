@@ -1,0 +1,141 @@
+"""What the deployed flows do with runs: reports as artifacts, runs that wait, and polls that are due later."""
+
+import logging
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import StateType
+from prefect.context import FlowRunContext
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelled, Scheduled
+
+from otaflow import answers
+from otaflow.errors import OtaflowError
+from otaflow.platform.device import Device, using
+from otaflow.platform.labels import read_label
+from otaflow.tasks.policy import take_pointless_runs
+
+log = logging.getLogger("otaflow.runs")
+
+Slots = dict[str, dict[str, Any]]
+
+
+def describe(device: Device) -> Slots:
+    """Each slot: what is in it, whether it runs, whether it starts next."""
+    running, target = device.boot.running(), device.boot.target()
+    found: Slots = {}
+    for name in device.slots.names:
+        try:
+            label = read_label(device.slots.path(name))
+            found[name] = {"name": label.name, "version": label.version}
+        except OtaflowError:
+            found[name] = {"name": "", "version": "nothing that can start"}
+        found[name] |= {"runs": name == running, "starts next": name == target}
+    return found
+
+
+def report(device: Device, before: Slots, title: str = "Update") -> None:
+    """Leave a table of the slots before and after, and a report in words, on the present run."""
+    after = describe(device)
+    rows = [
+        {
+            "slot": name,
+            "before": before[name]["version"] + (" (ran)" if before[name]["runs"] else ""),
+            "after": after[name]["version"] + (" (runs)" if after[name]["runs"] else ""),
+            "starts next": "yes" if after[name]["starts next"] else "",
+        }
+        for name in after
+    ]
+    key = device.config.device.name.lower().replace("_", "-").replace(".", "-")
+    create: Any = create_table_artifact
+    create(table=rows, key=f"slots-{key}", description=f"The slots of {device.config.device.name}", _sync=True)
+    tell: Any = create_markdown_artifact
+    tell(markdown=write_report(device, title), key=f"report-{key}", description=title, _sync=True)
+
+
+def write_report(device: Device, title: str, last: int = 10) -> str:
+    """The device's state and its newest history, in Markdown."""
+    system = device.running_system()
+    lines = [
+        f"# {title}: {device.config.device.name}",
+        "",
+        f"**{system.name} {system.version}** runs in slot **{device.boot.running()}**.",
+        "",
+        "| when | what | version | how it ended | why |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for record in reversed(device.history.read()[-last:]):
+        why = str(record.get("why", "")).replace("|", "\\|").replace("\n", " ")
+        lines.append(
+            f"| {record['time'][:19]} | {record['action']} {record['name']} | {record['version']} "
+            f"| {record['resolution']} | {why} |"
+        )
+    if decisions := answers.decisions(device):
+        lines += ["", "## On offer", ""]
+        lines += [
+            f"* {one.offer.title()}: {one.verdict}; {'; '.join(reason.text for reason in one.reasons)}"
+            for one in decisions
+        ]
+    return "\n".join(lines)
+
+
+def is_waiting(run: UUID) -> bool:
+    """Whether that run is there, and suspended."""
+    with get_client(sync_client=True) as client:
+        try:
+            state = client.read_flow_run(run).state
+        except ObjectNotFound:
+            return False
+    return state is not None and state.type is StateType.PAUSED
+
+
+def resume(run: str, choice: str) -> bool:
+    """Let a run that waits go on with the answer; whether it could be told. Else the next poll acts on the answer."""
+    try:
+        if not is_waiting(UUID(run)):
+            return False
+        with get_client(sync_client=True) as client:
+            client.resume_flow_run(UUID(run), run_input={"when": choice})
+    except Exception as error:
+        log.warning("cannot resume the run that waits for the answer: %s; the next poll acts on it", error)
+        return False
+    return True
+
+
+def end_waiting(device: Device) -> None:
+    """End the runs that wait for an answer to what is in place now, or to what nobody offers any more."""
+    with using(device):
+        pointless = take_pointless_runs()
+    if not pointless:
+        return
+    own = FlowRunContext.get()
+    with get_client(sync_client=True) as client:
+        for run in pointless:
+            if own and own.flow_run and str(own.flow_run.id) == run:
+                continue
+            try:
+                state = client.read_flow_run(UUID(run)).state
+            except ObjectNotFound:
+                continue
+            if state and state.type is StateType.PAUSED:
+                ended: Any = Cancelled(
+                    name="Superseded", message="what it asked about is in place, or not offered any more"
+                )
+                client.set_flow_run_state(UUID(run), ended, force=True)
+
+
+def poll_again(run: str, content: str, when: datetime) -> None:
+    """Have the deployment of `run` poll again at `when`, once for each content and moment."""
+    with get_client(sync_client=True) as client:
+        deployment = client.read_flow_run(UUID(run)).deployment_id
+        later: Any = Scheduled(scheduled_time=when)
+        if deployment:
+            client.create_flow_run_from_deployment(
+                deployment,
+                state=later,
+                idempotency_key=f"again-{content[:16]}-{when.isoformat(timespec='minutes')}",
+                tags=["otaflow", "again"],
+            )

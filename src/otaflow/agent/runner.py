@@ -1,0 +1,167 @@
+"""The deployments' runs in the agent's own process: a poll costs no interpreter and no import of its own.
+
+What Prefect's process worker does, for the flows of one device: it registers them, looks for runs that are due, and
+executes one at a time. A run that a restart cut off is executed again: it goes on where the device is.
+"""
+
+import asyncio
+import logging
+import random
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from prefect import Flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+from prefect.deployments.runner import RunnerDeployment
+from prefect.exceptions import Abort, Pause
+from prefect.flow_engine import run_flow
+from prefect.states import Cancelled, Crashed, Pending, Scheduled
+from prefect.types.entrypoint import EntrypointType
+
+log = logging.getLogger("otaflow.runner")
+
+LOOK_SECONDS = 5.0
+AWAY_SECONDS = 15.0
+"""How long an API that does not answer is left alone."""
+LOST_TRIES = 3
+"""A run that was cut off so often is not begun again."""
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A flow that can be started from Prefect's UI; `schedule` starts it by itself, each time up to `jitter` later."""
+
+    flow: Flow[..., Any]
+    name: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    schedule: IntervalSchedule | CronSchedule | None = None
+    jitter: timedelta = timedelta(0)
+    at_start: bool = False
+    """Whether a run of it is due when the runner starts: after a restart the device looks at once."""
+    tags: tuple[str, ...] = ("otaflow",)
+
+
+class Runner:
+    """Registers `deployed` and executes their runs, in a thread of its own, until it is stopped."""
+
+    def __init__(self, deployed: Sequence[Deployed], look_seconds: float = LOOK_SECONDS) -> None:
+        self.deployed = list(deployed)
+        self.look_seconds = look_seconds
+        self.known: dict[UUID, Deployed] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._go, name="otaflow-runner", daemon=True)
+
+    def start(self) -> None:
+        """Begin. Prefect may be away: what is due is done when it is back."""
+        self._thread.start()
+
+    def stop(self, seconds: float = 60.0) -> bool:
+        """End after the run in hand; whether it ended within `seconds`."""
+        self._ended.set()
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _go(self) -> None:
+        while not self._ended.is_set():
+            try:
+                with get_client(sync_client=True) as client:
+                    if not self.known:
+                        self.known = dict(self._register(client))
+                        self._take_up(client)
+                    while not self._ended.is_set():
+                        self._look(client)
+                        self._ended.wait(self.look_seconds)
+            except Exception as error:
+                log.warning("cannot ask Prefect what is due: %s", error)
+                self._ended.wait(AWAY_SECONDS)
+
+    def _register(self, client: SyncPrefectClient) -> Iterator[tuple[UUID, Deployed]]:
+        make: Any = RunnerDeployment.from_flow
+        for one in self.deployed:
+            deployment = make(
+                one.flow,
+                name=one.name,
+                schedule=one.schedule,
+                parameters=one.parameters,
+                description=one.flow.description,
+                tags=list(one.tags),
+                entrypoint_type=EntrypointType.MODULE_PATH,
+            )
+            apply: Any = deployment.apply
+            id = apply(_sync=True)
+            if one.at_start:
+                client.create_flow_run_from_deployment(id, tags=[*one.tags, "at-start"])
+            yield id, one
+
+    def _take_up(self, client: SyncPrefectClient) -> None:
+        """The runs that were cut off: nobody else executes them, so they are begun again, or closed."""
+        cut_off = FlowRunFilter(
+            deployment_id=FlowRunFilterDeploymentId(any_=list(self.known)),
+            state=FlowRunFilterState(
+                type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING, StateType.CANCELLING])
+            ),
+        )
+        for run in client.read_flow_runs(flow_run_filter=cut_off):
+            assert run.state is not None
+            if run.state.type is StateType.CANCELLING:
+                state: Any = Cancelled(message="it was cut off")
+            elif run.run_count > LOST_TRIES:
+                state = Crashed(message=f"it was cut off {run.run_count} times")
+            else:
+                state = Scheduled(name="AwaitingRetry", message="it was cut off, and is begun again")
+            client.set_flow_run_state(run.id, state, force=True)
+
+    def _look(self, client: SyncPrefectClient) -> None:
+        """Execute what is due, the oldest first; of several polls that a schedule asked for, only the last."""
+        now = datetime.now(UTC)
+        due = client.get_scheduled_flow_runs_for_deployments(list(self.known), scheduled_before=now)
+        runs = [self._read(client, response) for response in due]
+        late = [run for run in runs if run.auto_scheduled]
+        last = {run.deployment_id: run.id for run in late}
+        for run in runs:
+            if self._ended.is_set():
+                return
+            if run.auto_scheduled and last[run.deployment_id] != run.id:
+                state: Any = Cancelled(message="the next one was due before this one could begin")
+                client.set_flow_run_state(run.id, state, force=True)
+            elif self._begins(run) <= now:
+                self._execute(client, run)
+
+    def _read(self, client: SyncPrefectClient, response: Any) -> FlowRun:
+        return client.read_flow_run(response.id) if not isinstance(response, FlowRun) else response
+
+    def _begins(self, run: FlowRun) -> datetime:
+        """When it begins: a scheduled one at a moment of its own, so that not all devices come at once."""
+        at = run.expected_start_time or datetime.now(UTC)
+        if not run.auto_scheduled or run.run_count or run.deployment_id not in self.known:
+            return at
+        return at + self.known[run.deployment_id].jitter * random.Random(run.id.int).random()
+
+    def _execute(self, client: SyncPrefectClient, run: FlowRun) -> None:
+        assert run.deployment_id is not None
+        pending: Any = Pending()
+        if client.set_flow_run_state(run.id, pending).status != "ACCEPT":
+            return  # cancelled meanwhile
+        flow = self.known[run.deployment_id].flow
+        try:
+            result: Any = run_flow(flow, flow_run=run, parameters=run.parameters, return_type="state")
+            if asyncio.iscoroutine(result):
+                asyncio.run(result)
+        except (Pause, Abort) as error:
+            log.info("%s: %s", run.name, error)
+        except Exception as error:
+            log.warning("the run %s failed: %s", run.name, error)

@@ -1,0 +1,106 @@
+"""The user's answers to what was offered, whoever brings them: Prefect's form, `otaflow consent`, the interface."""
+
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from otaflow.errors import OperationNotPermitted
+from otaflow.platform.device import Device, using
+from otaflow.policy.consent import Answer, Choice
+from otaflow.policy.decide import Decision
+from otaflow.policy.offer import Offer
+from otaflow.tasks import policy
+
+Through = Literal["prefect", "command", "interface"]
+
+
+def find_open(device: Device, version: str = "") -> Offer:
+    """The offer that an answer is about: that of `version`, or the next one. Raises OperationNotPermitted."""
+    with using(device):
+        found = [offer for offer in policy.offers() if version in ("", offer.version)]
+    if not found:
+        what = version or "an update"
+        raise OperationNotPermitted(
+            f"cannot answer: {what} is not on offer",
+            hint="`otaflow check --explain` looks what there is, and why not now",
+        )
+    return found[0]
+
+
+def give(device: Device, offer: Offer, choice: str, *, by: str, through: Through) -> Answer:
+    """Record the answer. Raises ConfigError for a window on a device that has none."""
+    with using(device):
+        return policy.memory().consents.answer(
+            offer,
+            Choice(choice),
+            by=by,
+            through=through,
+            now=datetime.now(UTC),
+            boots=device.boots.count(),
+            days=device.config.policy.consent_days,
+            windows=policy.windows(),
+        )
+
+
+def withdraw(device: Device, offer: Offer) -> Answer | None:
+    """Take the answer back; possible until the activation begins. Raises OperationNotPermitted after it."""
+    with using(device):
+        return policy.memory().consents.withdraw(offer.content)
+
+
+def decisions(device: Device) -> list[Decision]:
+    """What is on offer, and why not now, as of the last poll."""
+    with using(device):
+        return [policy.decide_now(offer) for offer in policy.offers()]
+
+
+def waiting_run(device: Device, offer: Offer) -> str:
+    """The flow run that waits for the answer; empty where none does."""
+    with using(device):
+        asked = policy.memory().consents.asked(offer.content, datetime.now(UTC))
+    return asked.run if asked else ""
+
+
+def asked_by(device: Device, run: str) -> list[Offer]:
+    """What the flow run `run` waits for: offers that it asked about, and that nobody has answered yet."""
+    if not run:
+        return []
+    with using(device):
+        return [offer for offer in policy.offers() if waiting_run(device, offer) == run and not holds(device, offer)]
+
+
+def asked_at(device: Device, offer: Offer) -> datetime:
+    """When the offer was announced; now, where it was not."""
+    now = datetime.now(UTC)
+    with using(device):
+        asked = policy.memory().consents.asked(offer.content, now)
+    return asked.time if asked else now
+
+
+def holds(device: Device, offer: Offer) -> bool:
+    """Whether there is an answer to the offer that counts."""
+    now = datetime.now(UTC)
+    with using(device):
+        answer = policy.memory().consents.find(offer.content, now)
+    return answer is not None and answer.holds(now)
+
+
+def wait_in(device: Device, offer: Offer, run: str) -> None:
+    """Another run waits for the answer now."""
+    with using(device):
+        policy.memory().consents.hand_over(offer.content, run, datetime.now(UTC))
+
+
+def records(decisions: list[Decision]) -> list[dict[str, Any]]:
+    """Decisions as plain data: for `--json` and for the interface."""
+    return [
+        {
+            **decision.offer.record(),
+            "verdict": str(decision.verdict),
+            "reasons": [
+                {"name": r.name, "text": r.text, "until": r.until.isoformat() if r.until else None}
+                for r in decision.reasons
+            ],
+            "overrides": list(decision.overrides),
+        }
+        for decision in decisions
+    ]

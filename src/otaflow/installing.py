@@ -1,0 +1,47 @@
+"""*Update packages* of the chart: the UCM installs what a poll brought, through the agent or in this process."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from otaflow import through, work
+from otaflow.platform.device import Device
+from otaflow.repo.choice import Target
+
+
+def install(device: Device, target: Target, package: str, allow: Callable[[], None]) -> None:
+    """Install `package`; `allow` is called before the activation and may refuse it. Raises what failed.
+
+    Where an agent runs, it does the work. Otherwise this process does, in a thread of its own: the phases are runs
+    beside the poll, not tasks of it.
+    """
+    if agent := through.find_agent(device):
+        with agent:
+            through.install_package(agent, device, Path(package), allow)
+        return
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            _install_here(Device(device.config), target, package, allow)
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name="install")
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+
+
+def _install_here(device: Device, target: Target, package: str, allow: Callable[[], None]) -> None:
+    with work.working(device) as (ucm, _):
+        if error := work.go_on(ucm):
+            raise error
+        ucm.process(work.action_of(device, target, package), unattended=True)
+        try:
+            allow()
+        except BaseException:
+            ucm.revert()
+            raise
+        ucm.go_on()

@@ -1,0 +1,298 @@
+"""The boxes of the S16 chart that decide, tell and wait, and what the policy remembers of them (`nvm/policy`).
+
+People are told over apprise, applications through their inbox, Prefect by events. Nobody who cannot be reached keeps an
+update from going on.
+"""
+
+import logging
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from otaflow import history
+from otaflow.platform.device import device
+from otaflow.policy import notices, words
+from otaflow.policy.decide import Decision
+from otaflow.policy.failures import WAYS_BACK
+from otaflow.policy.inbox import Kind
+from otaflow.policy.memory import Memory
+from otaflow.policy.offer import Offer
+from otaflow.policy.store import Store
+from otaflow.policy.windows import Window, Windows
+from otaflow.records import Record
+from otaflow.repo.choice import Target
+from otaflow.tasks.question import question
+from otaflow.tasks.step import step
+
+log = logging.getLogger("otaflow.policy")
+
+KEPT_OFFERS = 32
+Install = Callable[[Target, str, Callable[[], None]], None]
+"""Installs a target from its package file, as a client of the UCM; calls the third before it activates."""
+
+
+# --- what is remembered -----------------------------------------------------------------------------------------------
+
+
+def memory() -> Memory:
+    """What the policy remembers of the device."""
+    return Memory(device().nvm, device().config.notices.inbox_size)
+
+
+def windows() -> Windows:
+    """The device's maintenance windows."""
+    return Windows(Window(one.cron, one.zone, one.minutes) for one in device().config.policy.windows)
+
+
+def offer_of(target: Target) -> Offer:
+    """What the user is offered: the signed package, by its content."""
+    return Offer(
+        name=target.name,
+        version=target.version,
+        content=target.hashes["sha256"],
+        update_number=target.update_number,
+        bytes=target.length,
+        priority=target.priority,
+        description=target.description,
+    )
+
+
+def decide_now(offer: Offer) -> Decision:
+    """Whether `offer` may be installed now, and why not."""
+    return memory().decide(
+        offer, windows=windows(), now=datetime.now(UTC), boots=device().boots.count(), rules=device().config.policy
+    )
+
+
+def take_pointless_runs() -> list[str]:
+    """The flow runs that wait for an answer nobody needs any more; each is given out once."""
+    if "over" not in _told().read():
+        return []
+    with _told().changing() as told:
+        runs: list[str] = told.pop("over", {"runs": []})["runs"]
+    return runs
+
+
+def offers() -> list[Offer]:
+    """What was found at the last poll and is not installed, in the order in which it would be."""
+    stored = _told().read()
+    found = stored.get("offers", {})
+    return [
+        Offer.from_record(found[content]) for content in stored.get("open", {}).get("contents", []) if content in found
+    ]
+
+
+# --- diamonds ---------------------------------------------------------------------------------------------------------
+
+
+@question("new packages available")
+def are_packages_new(targets: list[Target]) -> bool:
+    """Whether there is anything to install."""
+    return bool(targets)
+
+
+@question("priority update")
+def is_priority_update(offer: Offer) -> bool:
+    """Whether the update waits for nobody."""
+    return offer.priority
+
+
+@question("has user consented for diagnostic data")
+def has_consented_to_diagnostics() -> bool:
+    """Whether the user agreed that diagnostic data is sent. Nobody who never answered has."""
+    return bool(Store(device().nvm / "policy" / "diagnostics").read().get("consent", {}).get("given", False))
+
+
+# --- boxes ------------------------------------------------------------------------------------------------------------
+
+
+@step("look at what ended")
+def look_at_what_ended() -> list[str]:
+    """Tell of every update that ended since the last look, whoever began it, and remember the failures."""
+    records = device().history.read()
+    texts = []
+    with _told().changing() as told:
+        known = told.setdefault("told", {"count": len(records)})
+        for record in records[known["count"] :]:
+            content = _content_of(told, record)
+            memory().failures.learn(record, datetime.now(UTC), content)
+            if content and (record["resolution"] == history.ACTIVATED or record["action"] in WAYS_BACK):
+                _forget(told, content)
+            if record.get("session") and (text := _post_end(record)):
+                texts.append(text)
+        known["count"] = len(records)
+    _notify(texts)
+    return texts
+
+
+@step("notify the user that updates are available")
+def notify_user(found: list[Offer], run: str) -> list[str]:
+    """Announce what was not announced before; returns the texts. `run` is the flow run that does it."""
+    now = datetime.now(UTC)
+    texts = []
+    with _told().changing() as told:
+        known = told.setdefault("offers", {})
+        told["open"] = {"contents": [offer.content for offer in found]}
+        for asked in memory().consents.announcements():
+            if asked.content not in told["open"]["contents"]:
+                _forget(told, asked.content)
+        for offer in found:
+            known[offer.content] = offer.record()
+            if memory().consents.announce(offer.content, run, now):
+                text = words.available(offer)
+                memory().inbox.post(
+                    Kind.AVAILABLE,
+                    offer.name,
+                    offer.version,
+                    text,
+                    now=now,
+                    content=offer.content,
+                    priority=offer.priority,
+                )
+                _emit("available", offer.name, offer.version, text)
+                texts.append(text)
+        for content in list(known)[:-KEPT_OFFERS]:
+            del known[content]
+    _notify(texts)
+    return texts
+
+
+@step("wait for user to initiate update")
+def wait_for_user(lines: list[str]) -> str:
+    """Say what is waited for. The wait itself needs no process: the run is suspended, or the next poll looks again."""
+    for line in lines:
+        log.info("%s", line)
+    return "\n".join(lines)
+
+
+@step("update packages")
+def update_packages(install: Install, target: Target, package: str, decision: Decision) -> None:
+    """Have the UCM install it: transfer, process, activate, verify, finish. Raises what it failed with."""
+    offer = decision.offer
+    for override in decision.overrides:
+        log.warning("%s goes ahead: %s", offer.title(), override)
+    text = words.installing(offer.name, offer.version)
+    memory().inbox.post(Kind.INSTALLING, offer.name, offer.version, text, now=datetime.now(UTC))
+    _emit("installing", offer.name, offer.version, text)
+    install(target, package, lambda: _use_answer(decision))
+
+
+@step("log success / message to app")
+def log_success(offer: Offer) -> str:
+    """It is in place."""
+    look_at_what_ended.do()
+    text = words.done(offer.name, offer.version)
+    log.info("%s", text)
+    return text
+
+
+@step("error log / message to app")
+def log_error(name: str, version: str, error: str, why: str) -> str:
+    """What failed and why. The same trouble is told once, until something else happens."""
+    ended = look_at_what_ended.do()
+    text = words.failed(name, version, why) if version else f"The search for updates failed: {why}"
+    log.error("%s", text)
+    with _told().changing() as told:
+        known = told.get("trouble", {}).get("error") == error
+        told["trouble"] = {"error": error}
+    if not known and not ended:
+        memory().inbox.post(Kind.FAILED, name, version, text, now=datetime.now(UTC), error=error)
+        _emit("failed", name, version, text)
+        _notify([text])
+    return text
+
+
+@step("send diagnostic data")
+def send_diagnostic_data(source: str) -> str:
+    """Collect, strip, spool, and send what is spooled; says what became of it. To be offline loses nothing."""
+    from otaflow.diagnostics import send
+
+    return send(device(), source)
+
+
+def forget_trouble() -> None:
+    """A poll went well: the next trouble is news again."""
+    if "trouble" in _told().read():
+        with _told().changing() as told:
+            told.pop("trouble", None)
+
+
+# --- inside -----------------------------------------------------------------------------------------------------------
+
+
+def _told() -> Store:
+    """What was found and told: `offers` by content, the `open` ones, `told` records of the history, the last `trouble`,
+    and the runs whose question is `over`."""
+    return Store(device().nvm / "policy" / "told")
+
+
+def _forget(told: Record, content: str) -> None:
+    """What is in place, or not offered any more, needs no answer: the run that waits for one has no sense."""
+    asked = memory().consents.asked(content, datetime.now(UTC))
+    if asked and asked.run:
+        told.setdefault("over", {"runs": []})["runs"].append(asked.run)
+    memory().consents.forget(content)
+
+
+def _content_of(told: Record, record: Record) -> str:
+    """The content that a record of the history is about: that of the newest offer of this name and version."""
+    version = record.get("from_version") if record["action"] in WAYS_BACK else record["version"]
+    for content, offer in reversed(told.get("offers", {}).items()):
+        if (offer["name"], offer["version"]) == (record["name"], version):
+            return str(content)
+    return ""
+
+
+def _post_end(record: Record) -> str:
+    """Tell the applications how an action ended; the text for people."""
+    name, version, why = record["name"], record["version"], record.get("why", "")
+    resolution = record["resolution"]
+    if resolution == history.ACTIVATED:
+        kind, text = Kind.DONE, words.done(name, version)
+    elif resolution == history.FAILED:
+        kind, text = Kind.FAILED, words.failed(name, version, why)
+    else:
+        kind = Kind.ROLLED_BACK
+        text = words.rolled_back(name, version, why, runs=record.get("from_version", ""))
+    memory().inbox.post(kind, name, version, text, now=datetime.now(UTC), session=record["session"])
+    _emit(str(kind), name, version, text)
+    return text
+
+
+def _use_answer(decision: Decision) -> None:
+    """The activation begins: from here the answer cannot be taken back. Raises OperationNotPermitted if it was."""
+    from otaflow.errors import OperationNotPermitted
+
+    reason = decision.reasons[0].name
+    if reason != "answered" and not (reason == "window" and device().config.policy.ask):
+        return  # it needs no answer
+    if memory().consents.use(decision.offer.content, datetime.now(UTC)) is None:
+        raise OperationNotPermitted(
+            f"cannot activate {decision.offer.title()}: the consent was taken back",
+            hint="`otaflow consent now` gives it again",
+        )
+
+
+def _notify(texts: list[str]) -> None:
+    settings = device().config.notices
+    if texts and settings.urls:
+        notices.send(texts, settings.urls, timeout=settings.timeout_seconds)
+
+
+def _emit(what: str, name: str, version: str, text: str) -> None:
+    """As an event of Prefect's, where this runs in Prefect: automations listen to it."""
+    if "prefect.context" not in sys.modules:
+        return
+    from prefect.context import FlowRunContext, TaskRunContext
+    from prefect.events import emit_event
+
+    if FlowRunContext.get() is None and TaskRunContext.get() is None:
+        return
+    device_name = device().config.device.name
+    payload: dict[str, Any] = {"package": name, "version": version, "text": text}
+    emit_event(
+        f"otaflow.update.{what}",
+        resource={"prefect.resource.id": f"otaflow.device.{device_name}", "prefect.resource.name": device_name},
+        payload=payload,
+    )
