@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from otaflow.config import Policy
@@ -176,6 +176,7 @@ answers = st.builds(
 failings = st.builds(failed, st.timedeltas(-HOUR, timedelta(days=20)), st.sampled_from(Kind), costly=st.booleans())
 
 
+@settings(deadline=None)
 @given(
     answer=st.none() | answers,
     windows=st.sampled_from([NONE, OPEN, CLOSED]),

@@ -81,7 +81,8 @@ class Failure:
         """How long the update is left alone: `hours` at first, `days` at most."""
         first = hours * 3600 * (AFTER_RESTART if self.costly else 1)
         # More doublings than 64 are no longer wait, only a larger number.
-        return timedelta(seconds=min(days * 86400, first * 2.0 ** min(self.count - 1, 64)))
+        seconds = first * 2.0 ** min(self.count - 1, 64)
+        return min(timedelta(days=days), timedelta(seconds=min(days * 86400, seconds)))
 
     def until(self, now: datetime, hours: float, days: float) -> datetime | None:
         """When the update may be tried again; None when that is now. Never further from `now` than the wait itself."""
