@@ -109,7 +109,8 @@ class Source(Section):
 
     `ca` is a bundle for this server alone (the system's trust otherwise). `token_file` holds a bearer token;
     `certificate` and `key` are the client's own. `root` is the trusted root of TUF metadata that the device was
-    made with. The default source is `official`, unless `use` in `[update]` names another.
+    made with. The default source is `official`, unless `use` in `[update]` names another. `diagnostics` is where
+    diagnostic data goes, with the same credentials and trust; without it none is sent.
     """
 
     url: str = Field(pattern=r"^https://")
@@ -121,6 +122,14 @@ class Source(Section):
     connect_tries: int = Field(default=5, ge=1)
     connect_wait_seconds: float = Field(default=5, ge=0)
     timeout_seconds: float = Field(default=30, gt=0)
+    diagnostics: str | None = None
+
+    @field_validator("diagnostics")
+    @classmethod
+    def _is_https(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https://(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:[0-9]{1,5})?(/[!-~]*)?", value):
+            raise ValueError("it must be https://HOST/…, without user and password")
+        return value
 
     @model_validator(mode="after")
     def _pairs(self) -> "Source":
@@ -235,6 +244,22 @@ class Notices(Section):
         return urls
 
 
+class Poll(Section):
+    """`[poll]`: how often `otaflow up` looks for updates.
+
+    Every `interval_minutes`, at a moment of the device's own, and each time up to `jitter_minutes` later.
+    """
+
+    interval_minutes: float = Field(default=480, ge=0.05, le=60 * 24 * 90)
+    jitter_minutes: float = Field(default=30, ge=0, le=60 * 24)
+
+
+class Prefect(Section):
+    """`[prefect]`: the server that `otaflow up` starts where PREFECT_API_URL names none: on loopback, at `port`."""
+
+    port: int = Field(default=4200, ge=1, le=65535)
+
+
 class Config(Section):
     """The whole file. Paths are made absolute when it is loaded."""
 
@@ -251,6 +276,8 @@ class Config(Section):
     transfer: Transfer = Transfer()
     api: Api = Api()
     policy: Policy = Policy()
+    poll: Poll = Poll()
+    prefect: Prefect = Prefect()
     notices: Notices = Notices()
     sources: Annotated[dict[str, Source], Field(max_length=16)] = {}
 
