@@ -32,8 +32,8 @@ from otaflow.errors import GeneralReject, IncorrectSize, OtaflowError, UcmError
 
 log = logging.getLogger("otaflow.api")
 
-BLOCK_BYTES = 4 * 2**20
-BLOCKS = 8  # that are in memory at once, whoever sends them: with BLOCK_BYTES, 32 MiB
+BLOCK_BYTES = 16 * 2**20
+BLOCKS = 4  # that are in memory at once, whoever sends them: with BLOCK_BYTES, 64 MiB
 JSON_BYTES = 64 * 1024
 THREADS = 8  # for calls that are answered in a moment, and as many again for blocks and the checking of packages
 

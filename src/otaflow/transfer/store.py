@@ -44,7 +44,7 @@ from otaflow.files import fsync_folder
 from otaflow.transfer.cached import CachedPackage, PackageInfo, PackageState
 from otaflow.transfer.cell import Damaged
 
-BLOCK_BYTES = 4 * 2**20
+BLOCK_BYTES = 16 * 2**20
 KEEP_FREE_BYTES = 16 * 2**20
 """Room on the disk that no package gets: the journal and the records must always find some."""
 MAX_TRANSFERS = 256
