@@ -1,7 +1,11 @@
-"""What the agent costs: answers in ms (p50, p99), its resident memory. `python -m bench.agent` prints a line for each.
+"""What the agent costs: answers in ms (p50, p99), its resident memory, and what Prefect adds to both.
 
-It makes a device of directories in a temporary folder, and an agent in a process of its own, without Prefect's API
-unless PREFECT_API_URL names one.
+    python -m bench.agent                 # without and with a Prefect server of its own, side by side
+    SESSIONS=200 python -m bench.agent    # memory over 200 sessions (50 unless told)
+    REQUESTS=FILE python -m bench.agent   # every request to Prefect's API into FILE, a line of JSON each
+
+It makes devices of directories in a temporary folder, and for each an agent in a process of its own. Sessions of both
+agents take turns.
 """
 
 import os
@@ -10,8 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,61 +25,129 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from agent_rig import Signed
 from update_world import Packages, World
 
+from otaflow.cli.demo_site import Site
 from otaflow.client import Client
 from otaflow.errors import Offline, OtaflowError
 
 ROUNDS = 300
 SESSIONS = int(os.environ.get("SESSIONS", "50"))
+WHOLE = int(os.environ.get("WHOLE", "20"))
+CONNECT_SECONDS = 30.0
+LOOKED_AT = (10, 50, 100, 200)
+AGENT = """
+import os
+from pathlib import Path
+if os.environ.get("REQUESTS"):
+    from bench.requests import note_requests
+    note_requests(Path(os.environ["REQUESTS"]))
+from otaflow.cli import main
+main()
+"""
+
+
+@dataclass
+class Way:
+    """One agent, and what its calls took (seconds)."""
+
+    name: str
+    client: Client
+    pid: int
+    took: dict[str, list[float]] = field(default_factory=dict)
+
+    def call(self, name: str, call: Callable[[], Any]) -> None:
+        started = time.perf_counter()
+        call()
+        self.took.setdefault(name, []).append(time.perf_counter() - started)
+
+    def p50(self, name: str) -> float:
+        """ms."""
+        return 1000 * statistics.median(self.took[name])
 
 
 def main() -> None:
     """Measure, and print."""
-    with tempfile.TemporaryDirectory(prefix="otaflow-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="otaflow-bench-") as folder, ExitStack() as stack:
         packages = Packages(Path(folder))
         world = World(Path(folder, "w"), "directories", packages)
         world.folder.mkdir()
         world.make()
         signed = Signed(Path(folder, "repository"), packages)
-        signed.introduce(world)
-        environment = {"PREFECT_API_URL": "http://127.0.0.1:9/api", **os.environ, "OTAFLOW_CONFIG": str(world.config)}
-        agent = subprocess.Popen(
-            [sys.executable, "-c", "from otaflow.cli import main; main()", "agent"],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            with Client(world.device().config.path(Path("../ucm.sock"))) as client:
-                measure(client, agent.pid, signed)
-        finally:
-            agent.terminate()
-            agent.wait()
+        url = stack.enter_context(serving_prefect(Path(folder, "prefect")))
+        ways = []
+        for name, api in (("plain", "http://127.0.0.1:9/api"), ("prefect", url)):
+            own = world.copy(Path(folder, name))
+            signed.introduce(own)
+            ways.append(stack.enter_context(running(name, own, api, folder)))
+        measure(ways, signed)
 
 
-def measure(client: Client, pid: int, signed: Signed) -> None:
-    """All numbers of one agent."""
-    while True:
-        with suppress(Offline):
-            client.current_status()
-            break
-        time.sleep(0.05)
-    time.sleep(5)  # it connects
-    print(f"resident memory idle: {resident(pid):.0f} MB")
-    id = client.transfer(signed.path("good"))
-    tell("CurrentStatus", client.current_status, ROUNDS)
-    tell("GetSwPackages", client.get_sw_packages, ROUNDS)
-    tell("GetHistory", client.get_history, ROUNDS)
-    tell("GetSwClusterInfo", client.get_sw_cluster_info, ROUNDS)
-    tell("refused call", lambda: refused(client), ROUNDS)
-    process, revert = [], []
-    for number in range(SESSIONS):
-        process.append(seconds(lambda: client.process_sw_package(id)))
-        revert.append(seconds(client.revert_processed_sw_packages))
-        if number == 9:
-            print(f"resident memory after 10 sessions: {resident(pid):.0f} MB")
-    print(f"ProcessSwPackage: p50 {1000 * statistics.median(process):.1f} ms")
-    print(f"RevertProcessedSwPackages: p50 {1000 * statistics.median(revert):.1f} ms")
-    print(f"resident memory after {SESSIONS} sessions: {resident(pid):.0f} MB")
+@contextmanager
+def serving_prefect(folder: Path) -> Iterator[str]:
+    """A Prefect server of our own; its API's address."""
+    site = Site(folder)
+    site.folder.mkdir()
+    try:
+        url = site.start_prefect()
+        site.wait_for("prefect", f"{url}/api/health")
+        yield f"{url}/api"
+    finally:
+        site.remove()
+
+
+@contextmanager
+def running(name: str, world: World, api: str, home: str) -> Iterator[Way]:
+    """An agent on the world's device."""
+    environment = {**os.environ, "PREFECT_API_URL": api, "PREFECT_HOME": f"{home}/client", "DO_NOT_TRACK": "1"}
+    environment["OTAFLOW_CONFIG"] = str(world.config)
+    quiet = None if os.environ.get("LOUD") else subprocess.DEVNULL
+    agent = subprocess.Popen([sys.executable, "-c", AGENT, "agent"], env=environment, stdout=quiet, stderr=quiet)
+    try:
+        with Client(world.device().config.path(Path("../ucm.sock"))) as client:
+            yield Way(name, client, agent.pid)
+    finally:
+        agent.terminate()
+        agent.wait()
+
+
+def measure(ways: list[Way], signed: Signed) -> None:
+    """All numbers of the agents."""
+    ids = {}
+    for way in ways:
+        wait_for_agent(way)
+    for way in ways:
+        ids[way.name] = way.client.transfer(signed.path("good"))
+    time.sleep(10)  # they connect
+    say("resident memory idle", ways)
+    for _ in range(ROUNDS):
+        for way in ways:
+            ask(way)
+    for number in range(SESSIONS + 1):
+        for way in ways:
+            way.call("ProcessSwPackage", lambda way=way: way.client.process_sw_package(ids[way.name]))
+            way.call("RevertProcessedSwPackages", way.client.revert_processed_sw_packages)
+        if number in (0, *LOOKED_AT):
+            say(f"resident memory after {number} sessions", ways)
+    for _ in range(WHOLE):
+        for way in ways:
+            way.call("ProcessSwPackage", lambda way=way: way.client.process_sw_package(ids[way.name]))
+            way.call("Activate", way.client.activate)
+            wait_for(way.client, "Activated")
+            way.call("Rollback", way.client.rollback)
+            way.call("Finish", way.client.finish)
+    print("\n| call, p50 (p99) in ms | plain | prefect | ratio | difference |\n| --- | --- | --- | --- | --- |")
+    for name in ways[0].took:
+        one, other = (way.p50(name) for way in ways)
+        cells = [f"{way.p50(name):.1f} ({1000 * slowest(way.took[name]):.1f})" for way in ways]
+        print(f"| {name} | {' | '.join(cells)} | {other / one:.2f} | {other - one:.1f} |")
+
+
+def ask(way: Way) -> None:
+    """The calls that change nothing."""
+    way.call("CurrentStatus", way.client.current_status)
+    way.call("GetSwPackages", way.client.get_sw_packages)
+    way.call("GetHistory", way.client.get_history)
+    way.call("GetSwClusterInfo", way.client.get_sw_cluster_info)
+    way.call("refused call", lambda: refused(way.client))
 
 
 def refused(client: Client) -> None:
@@ -82,16 +155,28 @@ def refused(client: Client) -> None:
         client.finish()
 
 
-def seconds(call: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
+def wait_for_agent(way: Way) -> None:
+    end = time.monotonic() + CONNECT_SECONDS
+    while time.monotonic() < end:
+        with suppress(Offline):
+            way.client.current_status()
+            return
+        time.sleep(0.05)
+    raise TimeoutError(f"the agent {way.name} does not answer")
 
 
-def tell(name: str, call: Callable[[], Any], rounds: int) -> None:
-    """Print p50 and p99 of `call` in ms."""
-    times = sorted(1000 * seconds(call) for _ in range(rounds))
-    print(f"{name}: p50 {statistics.median(times):.2f} ms, p99 {times[int(rounds * 0.99)]:.2f} ms")
+def wait_for(client: Client, state: str) -> None:
+    while client.current_status()["status"] != state:
+        time.sleep(0.01)
+
+
+def slowest(times: list[float]) -> float:
+    """p99."""
+    return sorted(times)[min(len(times) - 1, int(len(times) * 0.99))]
+
+
+def say(what: str, ways: list[Way]) -> None:
+    print(f"{what}: " + ", ".join(f"{way.name} {resident(way.pid):.0f} MB" for way in ways), flush=True)
 
 
 def resident(pid: int) -> float:

@@ -64,6 +64,7 @@ class Phase(Generic[P, R]):
     def flow(self) -> "Flow[P, Any]":
         """The story as a Prefect flow: async, since a sync flow costs a second each (docs/decisions)."""
         from prefect import flow
+        from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 
         async def tell(*args: Any, **kwargs: Any) -> R:
             return self(*args, **kwargs)
@@ -79,6 +80,8 @@ class Phase(Generic[P, R]):
             name=self.name,
             validate_parameters=False,
             persist_result=False,
+            # Nothing is stored; but not told where, Prefect asks its server each time.
+            result_storage=PREFECT_LOCAL_STORAGE_PATH.value(),
             on_failure=hooks,
             on_crashed=hooks,
             on_cancellation=hooks,

@@ -7,12 +7,14 @@ At boot the journal is the truth. Its records, in the order in which they may ap
 * `intent`: a step is about to change something; `memory` is what its undo needs.
 * `done`, `undone`, `undo_failed`: what became of the intent with this `id`.
 * `kept`: the session is committed; nothing of it can be undone any more.
-* `note`: a fact that belongs to the session (the Prefect run's id, what was published).
+* `note`: a fact that belongs to a session: the present one, or the one it names with `of` (the Prefect run's id, how
+  many transitions Prefect was told). `phase_run` and `phase_ended` are the ids of the phases' runs there.
 
 An intent is *open* until it is undone or kept. Only the process that holds the device's lock may append.
 """
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,6 +28,8 @@ from otaflow.ucm.states import RESTING, State
 
 COMPACT_BYTES = 256 * 1024
 """A journal larger than this starts anew at the next Idle; the history keeps what is past."""
+UNTOLD = 32
+"""How many ended sessions, and phases, wait for Prefect to be told of them; of more, the oldest are forgotten."""
 
 
 def now() -> str:
@@ -66,6 +70,16 @@ class Session:
         """The place of the action that is, or was last, worked on."""
         return len(self.actions) - 1
 
+    @property
+    def shown(self) -> int:
+        """How many transitions Prefect was told."""
+        return int(self.notes.get("shown", 0))
+
+    @property
+    def behind(self) -> bool:
+        """Whether there is a transition that Prefect was not told."""
+        return self.shown < len(self.transitions)
+
     def place(self, action: Action) -> int:
         """Where `action` is in `actions`; of equal ones (a package is tried again) this very one, or the last."""
         places = range(len(self.actions))
@@ -101,6 +115,10 @@ class Journal:
         """An event of a client is recorded while a step of the worker records its own."""
         self.state = State.IDLE
         self.session = Session()
+        self.former: deque[Session] = deque(maxlen=UNTOLD)
+        """Sessions that ended before Prefect was told all of them."""
+        self.phase_runs: deque[str] = deque(maxlen=UNTOLD)
+        """The phases' runs whose end Prefect was not told."""
         self.phase = ""
         """The phase that is working; part of each intent, so that the same step may occur in two phases."""
         for record in self.file.read():
@@ -172,7 +190,7 @@ class Journal:
             self._append({"kind": "kept"})
 
     def note(self, durable: bool = True, **facts: Any) -> None:
-        """Record facts of the session; a later one of the same name wins."""
+        """Record facts of the session (of another one: `of`); a later one of the same name wins."""
         self._append({"kind": "note", **facts}, durable=durable)
 
     # --- reading --------------------------------------------------------------------------------------------------
@@ -195,6 +213,10 @@ class Journal:
         """Whether an open intent of `step` is recorded as done in this session."""
         return any(intent.done for intent in self.open_intents() if intent.step == step)
 
+    def untold(self) -> list[Session]:
+        """The sessions that Prefect was not told to the end of what happened, the oldest first."""
+        return [session for session in [*self.former, self.session] if session.behind]
+
     # --- inside ---------------------------------------------------------------------------------------------------
 
     def _append(self, record: Record, *, durable: bool = True) -> None:
@@ -207,6 +229,7 @@ class Journal:
         match record["kind"]:
             case "transition":
                 if "session" in record:
+                    self._put_aside(session)
                     self.session = session = Session(id=record["session"])
                 self.state = State(record["to"])
                 session.transitions.append(record)
@@ -225,15 +248,42 @@ class Journal:
             case "kept":
                 session.kept = True
             case "note":
-                session.notes |= {key: value for key, value in record.items() if key != "kind"}
+                self._note(record)
+
+    def _note(self, record: Record) -> None:
+        facts = {key: value for key, value in record.items() if key not in ("kind", "of")}
+        of = record.get("of", self.session.id)
+        for session in [*self.former, self.session]:
+            if session.id == of:
+                session.notes |= facts
+        for told in [one for one in self.former if not one.behind]:
+            self.former.remove(told)
+        if "phase_run" in facts:
+            self.phase_runs.append(facts["phase_run"])
+        if facts.get("phase_ended") in self.phase_runs:
+            self.phase_runs.remove(facts["phase_ended"])
+
+    def _put_aside(self, session: Session) -> None:
+        """A new session begins: keep of the former one what Prefect is still to be told."""
+        if session.behind:
+            session.intents = {}
+            self.former.append(session)
 
     def _compact(self) -> None:
-        """At Idle nothing is open: start a grown journal anew with the one fact that matters, its last transition."""
-        behind = int(self.session.notes.get("shown", 0)) < len(self.session.transitions) - 1
-        if self.file.path.stat().st_size > COMPACT_BYTES * (16 if behind else 1):
-            kept: list[Record] = [self.session.transitions[-1] | {"session": self.session.id}]
-            if self.session.notes:
-                kept.append({"kind": "note"} | self.session.notes | {"shown": 0})
-            if self.session.kept:
-                kept.append({"kind": "kept"})
-            self.file.replace(kept)
+        """At Idle nothing is open: start a grown journal anew with what is still needed of it."""
+        with self._writing:
+            if self.file.path.stat().st_size > COMPACT_BYTES:
+                kept = [record for session in [*self.former, self.session] for record in _essence(session)]
+                self.file.replace([*kept, *({"kind": "note", "phase_run": run} for run in self.phase_runs)])
+
+
+def _essence(session: Session) -> Iterator[Record]:
+    """What is needed of an ended session: how it went, as Prefect is told it."""
+    first, *others = ({name: value for name, value in t.items() if name != "checks"} for t in session.transitions)
+    yield first | {"session": session.id}
+    yield from others
+    notes = {name: value for name, value in session.notes.items() if not name.startswith("phase_")}
+    if notes:
+        yield {"kind": "note"} | notes
+    if session.kept:
+        yield {"kind": "kept"}

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 from agent_rig import Rig, Signed, running
+from prefect_ui import Api
 from update_world import Packages, World
 
+from otaflow.cli.demo_site import Site
 from otaflow.client import Client
 from otaflow.errors import Offline
 
@@ -141,3 +143,27 @@ def agents() -> Iterator[Agents]:
     agents = Agents()
     yield agents
     agents.process.communicate(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A folder with a Prefect server."""
+    site = Site(tmp_path_factory.mktemp("prefect"))
+    try:
+        site.wait_for("prefect", f"{site.start_prefect()}/api/health")
+        yield site
+    finally:
+        site.remove()
+
+
+@pytest.fixture(scope="module")
+def api(site: Site) -> Api:
+    return Api(f"{site.record['ui']}/api", site.folder / "client")
+
+
+@pytest.fixture
+def named(trusting: World, tmp_path: Path) -> World:
+    """A device with a name of its own, so that its runs can be told from those of other tests."""
+    text = trusting.config.read_text()
+    trusting.config.write_text(text.replace('name = "demo"', f'name = "demo-{os.getpid()}-{time.monotonic_ns()}"', 1))
+    return trusting

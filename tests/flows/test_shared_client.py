@@ -11,7 +11,8 @@ from prefect.context import SyncClientContext
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED, temporary_settings
 
 from otaflow.config import parse
-from otaflow.flows.session import PrefectRuns, rest_shortly
+from otaflow.flows.clients import rest_shortly
+from otaflow.flows.session import PrefectRuns
 from otaflow.platform.device import Device
 from otaflow.ucm.states import State
 

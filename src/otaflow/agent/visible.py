@@ -17,7 +17,6 @@ from otaflow.ucm.states import State
 
 log = logging.getLogger("otaflow.agent")
 
-FLUSH_SECONDS = 5.0
 LOOK_SECONDS = 1.0
 AGAIN_SECONDS = 5.0
 """How long what Prefect could not be told waits until it is tried again."""
@@ -45,46 +44,34 @@ class Shown(Protocol):
 
 
 class Visible:
-    """A `Runs` that shows states from a thread of its own, and listens for the buttons in it."""
+    """A `Runs` that listens for the buttons in a thread of its own."""
 
     def __init__(self, runs: Shown, ask: Callable[[str, State], None], state: Callable[[], State]) -> None:
         """`ask` calls the agent's method of that name if it is still in that state; raises the refusing UcmError."""
         self.runs = runs
         self._ask, self._state = ask, state
-        self._due = threading.Event()
-        self._shown = threading.Event()
-        self._shown.set()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._go, name="otaflow-visible", daemon=True)
         self._thread.start()
 
     def publish(self, state: State, message: str) -> None:
         """Show the session's states soon; the journal says which are due."""
-        self._shown.clear()
-        self._due.set()
+        self.runs.publish(state, message)
 
     def run(self, phase: Phase[..., Any], parameters: dict[str, Any]) -> Any:
-        """Run a phase as a flow run, once the session's run is there to hang it on."""
-        self._shown.wait(FLUSH_SECONDS)
+        """Run a phase as a flow run of the session's."""
         return self.runs.run(phase, parameters)
 
     def close(self) -> None:
         """Show what is due, and end."""
-        self._shown.wait(FLUSH_SECONDS)
         self._ended.set()
-        self._due.set()
         self._thread.join()
         self.runs.close()
 
     def _go(self) -> None:
         tried = 0.0
-        while not self._ended.is_set():
-            if self._due.wait(LOOK_SECONDS):
-                self._due.clear()
-                self.runs.publish(self._state(), "")
-                if not self._due.is_set():
-                    self._shown.set()
-            elif self.runs.behind():
+        while not self._ended.wait(LOOK_SECONDS):
+            if self.runs.behind():
                 if time.monotonic() - tried > AGAIN_SECONDS:
                     tried = time.monotonic()
                     self.runs.publish(self._state(), "")

@@ -1,0 +1,129 @@
+"""Prefect's API as its UI asks it, and its server, which can be stopped and started again."""
+
+import json
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from update_world import World
+
+from otaflow.cli.demo_site import Site, prefect_environment
+from otaflow.platform.run import Server, stop
+
+SECONDS = 60.0
+
+
+class Api:
+    """Prefect's API, asked as its UI asks it."""
+
+    def __init__(self, url: str, home: Path) -> None:
+        self.url = url
+        self.environment = {
+            "PREFECT_API_URL": url,
+            "PREFECT_HOME": str(home),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "DO_NOT_TRACK": "1",
+        }
+
+    def ask(self, path: str, body: Any = None, method: str | None = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            f"{self.url}/{path}", data=data, headers={"Content-Type": "application/json"}, method=method
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            content = answer.read()
+        return json.loads(content) if content else None
+
+    def runs(self, world: World) -> list[dict[str, Any]]:
+        """The session runs of one test's device, the oldest first."""
+        query = {
+            "flows": {"name": {"any_": ["update session"]}},
+            "flow_runs": {"tags": {"all_": [f"device:{name_of(world)}"]}},
+            "sort": "START_TIME_ASC",
+        }
+        found: list[dict[str, Any]] = self.ask("flow_runs/filter", query)
+        return found
+
+    def state_of(self, world: World) -> tuple[str, str]:
+        """Name and type of the last session's state."""
+        run = self.runs(world)[-1]
+        return run["state"]["name"], run["state"]["type"]
+
+    def states(self, world: World, session: int = -1) -> list[str]:
+        """Every state name that a session's run had."""
+        run = self.runs(world)[session]["id"]
+        states = self.ask(f"flow_run_states/?flow_run_id={run}")
+        return [state["name"] for state in sorted(states, key=lambda state: str(state["timestamp"]))]
+
+    def wait_for(self, world: World, name: str, kind: str) -> None:
+        """Wait until the last session is shown so."""
+        end = time.monotonic() + SECONDS
+        found: Any = None
+        while time.monotonic() < end:
+            found = self.state_of(world) if self.runs(world) else None
+            if found == (name, kind):
+                return
+            time.sleep(0.1)
+        raise AssertionError(f"Prefect shows {found}, not {(name, kind)}")
+
+    def running(self, world: World) -> list[str]:
+        """The runs that Prefect believes to be running."""
+        runs = {"tags": {"all_": [f"device:{name_of(world)}"]}, "state": {"type": {"any_": ["RUNNING"]}}}
+        return [run["name"] for run in self.ask("flow_runs/filter", {"flow_runs": runs})]
+
+    def wait_until_none_runs(self, world: World) -> None:
+        """Wait until every run is closed or rests."""
+        end = time.monotonic() + SECONDS
+        while running := self.running(world):
+            assert time.monotonic() < end, f"{running} run for ever"
+            time.sleep(0.1)
+
+    def resume(self, world: World) -> None:
+        """The button Resume."""
+        self.ask(f"flow_runs/{self.runs(world)[-1]['id']}/resume", {})
+
+    def press(self, world: World, kind: str, name: str) -> None:
+        """A button that sets a state: Cancel, Pause."""
+        run = self.runs(world)[-1]["id"]
+        self.ask(f"flow_runs/{run}/set_state", {"state": {"type": kind, "name": name}, "force": False})
+
+    def cancel(self, world: World) -> None:
+        self.press(world, "CANCELLING", "Cancelling")
+
+    def wait_for_line(self, world: World, words: str) -> None:
+        """Wait for a line in the session's log."""
+        run = self.runs(world)[-1]["id"]
+        end = time.monotonic() + SECONDS
+        lines: list[str] = []
+        while time.monotonic() < end:
+            found = self.ask("logs/filter", {"logs": {"flow_run_id": {"any_": [run]}}})
+            lines = [line["message"] for line in found]
+            if any(words in line for line in lines):
+                return
+            time.sleep(0.1)
+        raise AssertionError(f"no line says {words!r}: {lines}")
+
+
+def name_of(world: World) -> str:
+    return world.device().config.device.name
+
+
+def stop_server(site: Site) -> None:
+    """Prefect's server goes; its database stays."""
+    stop(Server(*site.record["servers"]["prefect"]))
+
+
+def start_again(site: Site) -> None:
+    """The same server at the same port."""
+    port = site.record["ui"].rpartition(":")[2]
+    serve = ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port, "--no-services"]
+    site._start("prefect", [sys.executable, *serve], prefect_environment(site.folder))
+    site.wait_for("prefect", f"{site.record['ui']}/api/health")
+
+
+def remove_database(site: Site) -> None:
+    """What a server that is stopped knew is lost."""
+    for file in (site.folder / "prefect").glob("prefect.db*"):
+        file.unlink()
