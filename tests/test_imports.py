@@ -16,6 +16,7 @@ LAYERS = [
     {"service", "phases", "refusals", "actions"},
     {"flows"},
     {"tasks"},
+    {"diagnostics"},
     {"platform", "repo", "client"},
     {
         "package",
@@ -46,7 +47,7 @@ USED_ONLY_IN = {
     "cyclopts": ("cli/",),
 }
 NEVER_AT_THE_TOP_OF = ("package/", "platform/", "policy/", "ucm/", "tasks/step.py", "flows/phase.py", "journal.py")
-NEVER_AT_THE_TOP_OF += ("service.py", "recovery.py", "phases.py", "refusals.py")
+NEVER_AT_THE_TOP_OF += ("service.py", "recovery.py", "phases.py", "refusals.py", "diagnostics/")
 HEAVY = {"prefect", "tuf", "httpx", "rich", "cyclopts", "psutil", "apprise"}
 
 

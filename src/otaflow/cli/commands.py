@@ -28,6 +28,7 @@ COMMANDS = {
         "recover": ("update:recover", "Finish or take back what a power cut interrupted; run at boot."),
         "resume": ("update:resume", "After the restart: verify the system that is on trial."),
         "up": ("up:up", "Run everything: Prefect's server and UI, the update manager, the polls."),
+        "diagnostics": ("diagnostics:app", "Diagnostic data for the maker: agree, look at it, send it."),
         "agent": ("agent:agent", "Run the update manager as a service, with its HTTP interface."),
         "ucm": ("ucm:app", "Call the update manager's methods."),
         "inbox": ("consent:inbox", "Read what the device tells its applications."),

@@ -166,6 +166,7 @@ def serve(
     self_signed: Annotated[bool, cyclopts.Parameter(negative=())] = False,
     client_ca: Path | None = None,
     token_file: Path | None = None,
+    diagnostics: Path | None = None,
 ) -> None:
     """Serve the repository in FOLDER over HTTPS until Ctrl-C. A small server; docs/repository.md shows nginx.
 
@@ -187,6 +188,9 @@ def serve(
         Serve only clients with a certificate of this authority.
     token_file
         Serve only clients that send this file's token.
+    diagnostics
+        Take the diagnostic reports that devices send to /diagnostics into this folder; needs --client-ca or
+        --token-file.
     """
     from otaflow.repo.serve import serve as serve_folder
 
@@ -206,6 +210,7 @@ def serve(
         client_ca,
         _read_token(token_file),
         ready=lambda url: print(f"serving {public} at {url}", flush=True),
+        diagnostics=diagnostics,
     )
 
 

@@ -2,7 +2,8 @@
 
 On the standard library: its TLS sends the alert that tells a client which certificate is missing (asyncio, hence
 uvicorn, drops the connection without a word), and it starts in 50 ms. What http.server lacks is in `published.py`:
-Range, If-Range, ETag. Only `metadata/*.json` and `targets/…` are answered, nothing is listed.
+Range, If-Range, ETag. Only `metadata/*.json` and `targets/…` are answered, nothing is listed. Where it is asked to, it
+takes the devices' diagnostic reports as well (`reports.py`), at `/diagnostics`.
 """
 
 import hmac
@@ -19,6 +20,7 @@ from socketserver import ThreadingTCPServer
 from typing import Any, ClassVar
 
 from otaflow.errors import ConfigError, OtaflowError
+from otaflow.repo import reports
 from otaflow.repo.published import Published, find, pick
 
 GRACE = 2.0  # seconds that a transfer has to end in
@@ -36,16 +38,18 @@ def serve(
     client_ca: Path | None = None,
     token: str | None = None,
     ready: Callable[[str], None] | None = None,
+    diagnostics: Path | None = None,
 ) -> None:
     """Serve the published `folder` until SIGINT or SIGTERM; `ready` gets the URL once requests are answered.
 
-    With `client_ca` every client needs a certificate of that authority, with `token` an `Authorization: Bearer`.
+    With `client_ca` every client needs a certificate of that authority, with `token` an `Authorization: Bearer`. With
+    one of them, diagnostic reports can be taken into the folder `diagnostics`.
     To be called in the main thread. ConfigError and OtaflowError when it cannot start.
     """
     end = threading.Event()
     former = {number: signal.signal(number, lambda *_: end.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with running(folder, certificate, key, client_ca, token, host, port) as url:
+        with running(folder, certificate, key, client_ca, token, host, port, diagnostics) as url:
             if ready is not None:
                 ready(url)
             end.wait()
@@ -63,15 +67,18 @@ def running(
     token: str | None = None,
     host: str = "127.0.0.1",
     port: int = 0,
+    diagnostics: Path | None = None,
 ) -> Iterator[str]:
     """The server in threads of this process, on a free port; yields its URL and ends it afterwards."""
     if not (folder / "metadata").is_dir():
         raise ConfigError(
             f"cannot serve {folder}: it has no metadata folder", hint="`otaflow repo init` makes a repository"
         )
+    if diagnostics is not None:
+        reports.prepare(diagnostics, authenticates=bool(client_ca or token))
     context = _tls_context(certificate, key, client_ca)
     try:
-        server = _Server(host, port, context, folder.resolve(), token)
+        server = _Server(host, port, context, folder.resolve(), token, diagnostics)
     except OSError as error:
         raise OtaflowError(
             f"cannot listen on {host}:{port}: {error.strerror or error}", hint="another port: --port, or 0 for any"
@@ -95,9 +102,17 @@ class _Server(ThreadingTCPServer):
     allow_reuse_address = True
     request_queue_size = 128
 
-    def __init__(self, host: str, port: int, context: ssl.SSLContext, folder: Path, token: str | None) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        context: ssl.SSLContext,
+        folder: Path,
+        token: str | None,
+        diagnostics: Path | None,
+    ) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self.context, self.folder = context, folder
+        self.context, self.folder, self.diagnostics = context, folder, diagnostics
         self.wanted = f"Bearer {token}".encode() if token else b""
         self.busy = 0  # requests being answered
         self._open: set[socket.socket] = set()
@@ -145,7 +160,7 @@ class _Server(ThreadingTCPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """A GET or HEAD of a published file; 401 without the token, 404 for all else."""
+    """A GET or HEAD of a published file, a POST of a report; 401 without the token, 404 and 405 for all else."""
 
     protocol_version = "HTTP/1.1"
     timeout = IDLE
@@ -158,6 +173,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
+    def do_POST(self) -> None:
+        with self.server.answering():
+            self._take()
+
     def version_string(self) -> str:
         return "otaflow"
 
@@ -167,14 +186,42 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         if "content-length" in self.headers or "transfer-encoding" in self.headers:
             self.close_connection = True  # a body that nobody reads must not be taken for the next request
-        login = self.headers.get("authorization", "").encode("latin-1", "replace")
-        if self.server.wanted and not hmac.compare_digest(login, self.server.wanted):
-            self._say(401, {**self.PLAIN, "WWW-Authenticate": "Bearer"}, b"a token is needed\n")
+        if not self._is_let_in():
+            self._ask_for_token()
+        elif self.server.diagnostics is not None and self.path == reports.PATH:
+            self._say(405, {**self.PLAIN, "Allow": "POST"}, b"reports are posted\n")
         elif (file := find(self.server.folder, self.path)) is None:
             self._say(404, self.PLAIN, b"no such file\n")
         else:
             with file:
                 self._send(file)
+
+    def _take(self) -> None:
+        """A report of a device, whose name is that of its certificate, or the one that the report gives."""
+        if self.server.diagnostics is None:
+            self.send_error(501)
+            return
+        self.close_connection = True
+        if not self._is_let_in():
+            self._ask_for_token()
+        elif self.path != reports.PATH:
+            self._say(405, {**self.PLAIN, "Allow": "GET, HEAD"}, b"nothing is posted here\n")
+        else:
+            status, text = reports.take(self.server.diagnostics, self.headers, self.rfile, self._client())
+            self._say(status, self.PLAIN, f"{text}\n".encode())
+
+    def _client(self) -> str:
+        """The common name of the client's certificate, or nothing."""
+        fields: dict[str, Any] = self.connection.getpeercert() or {}
+        names = dict(pair for part in fields.get("subject", ()) for pair in part)
+        return str(names.get("commonName", ""))
+
+    def _is_let_in(self) -> bool:
+        login = self.headers.get("authorization", "").encode("latin-1", "replace")
+        return not self.server.wanted or hmac.compare_digest(login, self.server.wanted)
+
+    def _ask_for_token(self) -> None:
+        self._say(401, {**self.PLAIN, "WWW-Authenticate": "Bearer"}, b"a token is needed\n")
 
     def _send(self, file: Published) -> None:
         part = pick(self.headers.get("range", ""), self.headers.get("if-range"), file)

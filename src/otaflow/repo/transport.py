@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urljoin, urlsplit
 
 import httpx
@@ -136,22 +136,44 @@ class Transport:
                 return
         raise RepositoryRefused(f"cannot fetch {url}: the server redirects in a circle")
 
+    def upload(self, url: str, body: bytes) -> None:
+        """POST `body`, JSON packed with gzip, to `url` with our credentials; returns when the server took it (2xx).
+
+        `url` comes from the configuration and may be on another host than the repository. Redirects are not followed.
+        Offline, TryLater: again later. RepositoryRefused: the server does not want this one. LoginRefused,
+        CertificateRefused.
+        """
+        headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+        with self._ask(url, headers, body) as response:
+            if not response.is_success:
+                self._refuse(response, url, "send to")
+            if response.headers.get("content-type", "").startswith("text/html"):
+                raise RepositoryRefused(
+                    f"cannot send to {url}: a web page answered", hint="check `diagnostics` of the source"
+                )
+
     @contextmanager
-    def _ask(self, url: str, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
+    def _ask(self, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Iterator[httpx.Response]:
+        """The answer's head: to a GET, or to a POST of `body`."""
+        method, doing = ("GET", "fetch") if body is None else ("POST", "send to")
         try:
             request = self._client.build_request(
-                "GET", url, headers={**headers, **self._login()}, extensions={"trace": self._keep_socket}
+                method,
+                url,
+                content=body,
+                headers={**headers, **self._login()},
+                extensions={"trace": self._keep_socket},
             )
         except httpx.InvalidURL as error:
-            raise RepositoryRefused(f"cannot fetch {url}: {error}", hint="check the source's url") from error
+            raise RepositoryRefused(f"cannot {doing} {url}: {error}", hint="check the source's url") from error
         # httpx limits each read; a head that dribbles byte by byte needs a limit on the whole
-        watchdog = threading.Timer(4 * self.timeout, self._cut)
+        watchdog = threading.Timer(4 * self.timeout + len(body or b"") / MINIMUM_RATE, self._cut)
         watchdog.daemon = True
         watchdog.start()
         try:
             response = self._client.send(request, stream=True)
         except (httpx.HTTPError, OSError) as error:
-            raise _convert(error, f"fetch {url}") from error
+            raise _convert(error, f"{doing} {url}") from error
         finally:
             watchdog.cancel()
         try:
@@ -177,16 +199,21 @@ class Transport:
             if encoding != "identity":
                 raise RepositoryRefused(f"cannot fetch {url}: the server sent it as {encoding}, which nobody asked for")
             return
+        self._refuse(response, url, "fetch")
+
+    def _refuse(self, response: httpx.Response, url: str, doing: str) -> NoReturn:
+        """Raise what the answer's status means."""
+        status = response.status_code
         said = f"the server answered {status} {response.reason_phrase}".rstrip()
         if status == 400 and b"SSL certificate" in self._beginning(response, url):  # nginx, without a certificate
-            raise CertificateRefused(f"cannot fetch {url}: {said}: it wants a client certificate", hint=_OWN)
+            raise CertificateRefused(f"cannot {doing} {url}: {said}: it wants a client certificate", hint=_OWN)
         if status in (401, 403):
-            raise LoginRefused(f"cannot log in at {self.host}: {said} for {url}", hint=_OWN)
+            raise LoginRefused(f"cannot log in at {urlsplit(url).hostname}: {said} for {url}", hint=_OWN)
         if status == 404:
-            raise Missing(f"cannot fetch {url}: the server has no such file", hint="check the source's url")
+            raise Missing(f"cannot {doing} {url}: the server has no such file", hint="check the source's url")
         if status in BUSY:
-            raise TryLater(f"cannot fetch {url}: {said}", hint="the server is busy or ill; try later")
-        raise RepositoryRefused(f"cannot fetch {url}: {said}", hint="check the source's url")
+            raise TryLater(f"cannot {doing} {url}: {said}", hint="the server is busy or ill; try later")
+        raise RepositoryRefused(f"cannot {doing} {url}: {said}", hint="check the source's url")
 
     def _beginning(self, response: httpx.Response, url: str) -> bytes:
         return next(self._read(response, url), b"")[:4096]
