@@ -65,6 +65,15 @@ def decide_now(offer: Offer) -> Decision:
     )
 
 
+def find_avoided() -> set[str]:
+    """The contents that failed here and are left alone for now, or that the user refused."""
+    offered = [Offer.from_record(record) for record in _told().read().get("offers", {}).values()]
+    decisions = [decide_now(offer) for offer in offered]
+    return {
+        one.offer.content for one in decisions if any(reason.name in ("failed", "refused") for reason in one.reasons)
+    }
+
+
 def take_pointless_runs() -> list[str]:
     """The flow runs that wait for an answer nobody needs any more; each is given out once."""
     if "over" not in _told().read():

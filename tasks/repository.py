@@ -11,6 +11,7 @@ from otaflow.platform.device import device
 from otaflow.platform.directories import copy_tree
 from otaflow.repo.choice import Target
 from otaflow.repo.client import LocalRepository, Repository, open_archive, open_repository
+from otaflow.tasks.policy import find_avoided
 from otaflow.tasks.step import step
 
 AnyRepository = Repository | LocalRepository
@@ -59,7 +60,8 @@ def update_package_repository(repository: AnyRepository) -> None:
 def find_new_packages(repository: AnyRepository) -> list[Target]:
     """The packages that this device does not have, in the order in which they are installed."""
     system = device().running_system()
-    return repository.new_packages(system.version, device().config.device.model, system.name)
+    model = device().config.device.model
+    return repository.new_packages(system.version, model, system.name, find_avoided())
 
 
 @step("download package", retries=2)

@@ -3,11 +3,12 @@
 * a package is new when its version is higher than the installed one;
 * it is for this device when its name is the system's, and it names the device's model or none;
 * updates are installed one after the other (spec/update-processes.md), each applicable to what the former left;
-* of all such rows the one is taken that ends at the highest version, and of those the longest.
+* of all such rows the one is taken that ends at the highest version, of those the one with the fewest packages that
+  are to be avoided (they failed here, or the user refused them), and of those the longest.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -59,22 +60,31 @@ def read_target(file: "TargetFile") -> Target | None:
     return target
 
 
-def choose(targets: Iterable[Target], *, installed: str, model: str, name: str | None = None) -> list[Target]:
-    """The system packages to install on a device of `model` that is at version `installed`, first one first."""
+def choose(
+    targets: Iterable[Target], *, installed: str, model: str, name: str | None = None, avoid: Collection[str] = ()
+) -> list[Target]:
+    """The system packages to install on a device of `model` that is at version `installed`, first one first.
+
+    `avoid`: SHA-256 of packages that are gone around where there is a way.
+    """
+
+    def rank(row: list[Target]) -> tuple[int, int]:
+        return -sum(target.hashes.get("sha256") in avoid for target in row), len(row)
+
     candidates = sorted(
         (target for target in targets if _is_for(target, installed, model, name)),
         key=lambda target: (read_version(target.version), target.path),
     )
-    rows: list[list[Target]] = []  # the longest row that ends with each candidate, where there is one
+    rows: list[list[Target]] = []  # the best row that ends with each candidate, where there is one
     for target in candidates:
         before = [row for row in rows if _applies(target, row[-1].version)]
         if _applies(target, installed):
             before.append([])
         if before:
-            rows.append([*max(before, key=len), target])
+            rows.append([*max(before, key=rank), target])
     if not rows:
         return []
-    return max(rows, key=lambda row: (read_version(row[-1].version), len(row)))
+    return max(rows, key=lambda row: (read_version(row[-1].version), rank(row)))
 
 
 def _is_for(target: Target, installed: str, model: str, name: str | None) -> bool:

@@ -4,7 +4,7 @@
 source, so that neither can take the device back behind what the other has shown.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol, Self
 from urllib.parse import quote
@@ -73,9 +73,11 @@ class _Client:
         found = (read_target(target) for target in self._load().targets.values())
         return [target for target in found if target is not None]
 
-    def new_packages(self, installed_version: str, model: str, name: str | None = None) -> list[Target]:
+    def new_packages(
+        self, installed_version: str, model: str, name: str | None = None, avoid: Collection[str] = ()
+    ) -> list[Target]:
         """What is to be installed, first one first ("new packages available"). See `otaflow.repo.choice`."""
-        return choose(self.targets(), installed=installed_version, model=model, name=name)
+        return choose(self.targets(), installed=installed_version, model=model, name=name, avoid=avoid)
 
     def path(self, target: Target) -> Path:
         """Where in the cache the package is, or will be."""
