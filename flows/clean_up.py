@@ -1,6 +1,10 @@
 """Cleaning-Up: the decision was recorded before; what is no longer needed goes. Begun again, it goes on."""
 
+from contextlib import suppress
+
 from otaflow.flows.phase import phase
+from otaflow.platform.device import Device
+from otaflow.platform.labels import FILE_NAME
 from otaflow.tasks.cleanup import remove_cached, remove_temporary
 from otaflow.tasks.configuration import forget_main
 from otaflow.tasks.slots import forget_kept
@@ -24,3 +28,15 @@ def revert(session: str) -> None:
     """Take back everything of the session. Raises UndoFailed."""
     compensate()
     remove_temporary(session)
+
+
+def disown_rest(device: Device) -> None:
+    """What could not be taken back must never start as a former system: without its label no way back leads there.
+
+    Its place is the spare slot, whose own former content is still kept aside.
+    """
+    for intent in device.journal.open_intents():
+        spare, kept = intent.memory.get("spare"), intent.memory.get("kept")
+        if spare in device.slots.names and spare != device.boot.running() and kept in device.slots.kept_names():
+            with suppress(OSError):
+                (device.slots.path(spare) / FILE_NAME).unlink(missing_ok=True)

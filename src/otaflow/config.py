@@ -85,6 +85,7 @@ class Health(Section):
     """`[health]`: the device's own checks, beside those of the package. Each command must exit 0.
 
     A trial that was begun `trials` times and never came to an end, because the machine went down each time, has failed.
+    What a rollback leaves is cleaned up `clean_ups` times at most; what is still there then is an alarm in the history.
     """
 
     commands: list[list[str]] = []
@@ -92,6 +93,7 @@ class Health(Section):
     tries: int = Field(default=3, ge=1)
     wait_seconds: float = Field(default=1, ge=0)
     trials: int = Field(default=10, ge=1)
+    clean_ups: int = Field(default=10, ge=1)
 
 
 class Transfer(Section):

@@ -147,7 +147,7 @@ class Journal:
         if self.state is State.IDLE and to is not State.IDLE:
             record["session"] = uuid4().hex[:12]
         self._append(record)
-        if to is State.IDLE:
+        if to is State.IDLE and not any(self.open_intents()):
             self._compact()
         return record
 

@@ -14,7 +14,7 @@ log = logging.getLogger("otaflow")
 
 @dataclass(frozen=True)
 class Event:
-    """`kind`: state, step, done, failed, undo, undone, bytes, output, note. `name`: the state's, step's or file's."""
+    """`kind`: state, event, step, done, failed, undo, undone, bytes, output, note. `name`: the state's, step's or file's."""
 
     kind: str
     name: str

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from otaflow import errors, fault, history, progress
 from otaflow.action import NAMES, Action
 from otaflow.errors import HealthCheckFailed, Restarting, UcmError, UndoFailed
-from otaflow.flows.clean_up import commit, revert
+from otaflow.flows.clean_up import commit, disown_rest, revert
 from otaflow.flows.phase import Phase
 from otaflow.flows.process import Processed
 from otaflow.flows.roll_back import roll_back
@@ -25,6 +25,7 @@ from otaflow.refusals import as_ucm_error, processing_event
 from otaflow.tasks.configuration import kept_main_name
 from otaflow.tasks.package import metadata_of
 from otaflow.tasks.slots import kept_name
+from otaflow.tasks.step import STEPS
 from otaflow.ucm.states import RESTING, State
 from otaflow.ucm.table import TABLE, Row
 
@@ -58,6 +59,8 @@ class Ucm:
         self.runs = runs
         self.deciding = threading.RLock()
         """Held from asking the table until the new state is durable: clients call while a phase works."""
+        self._cancelling = False
+        """A Cancel waits for its answer."""
 
     @property
     def state(self) -> State:
@@ -67,6 +70,12 @@ class Ucm:
     def is_resting(self) -> bool:
         """Whether nothing works, and nothing is to be done unless somebody asks for it."""
         return self.state in RESTING
+
+    @property
+    def where(self) -> tuple[str, int]:
+        """The session, and how far it is: it is somewhere else as soon as anything has happened."""
+        session = self.journal.session
+        return session.id, len(session.transitions)
 
     # --- what a client may ask for --------------------------------------------------------------------------------
 
@@ -84,6 +93,7 @@ class Ucm:
             self._refuse_mixture(action)
             unattended = unattended and self.state is State.IDLE
             self.fire("<ProcessSwPackage", what=action.title(), action=action.record(), unattended=unattended)
+            self._cancelling = False
             self.device.stop_work.clear()
         return lambda: self._process(action)
 
@@ -97,10 +107,17 @@ class Ucm:
                 hint="end the session first: Activate and Finish, or RevertProcessedSwPackages",
             )
 
-    def cancel(self) -> None:
-        """Cancel: ask the processing to stop. It answers when it has: see `begin_process`'s work."""
+    def cancel(self, refusal: str = "") -> None:
+        """Cancel: ask the processing to stop. It answers when it has: see `begin_process`'s work.
+
+        `refusal` says that the client named something else than what is processed, and which. Raises InvalidTransferId.
+        """
         with self.deciding:
             self.fire("<Cancel")
+            if refusal:
+                self.fire("!InvalidTransferId (for Cancel)")
+                raise errors.InvalidTransferId(refusal)
+            self._cancelling = True
             self.device.stop_work.set()
 
     def _process(self, action: Action) -> None:
@@ -112,17 +129,28 @@ class Ucm:
             checks = [check.model_dump() for check in self._health_of(action, processed)]
         except UndoFailed as error:
             self.record(action, history.FAILED, error=error)
+            self._answer_cancel(stopped=False)
             raise
         except BaseException as error:
             refusal = as_ucm_error(error)
             if not action.facts.get("refused"):
                 self.record(action, history.FAILED, error=refusal)
             self.device.stop_work.clear()
-            self.fire(processing_event(refusal), error=str(refusal))
+            with self.deciding:
+                self._answer_cancel(stopped=isinstance(refusal, errors.ProcessSwPackageCancelled))
+                self.fire(processing_event(refusal), error=str(refusal))
             if refusal is error or not isinstance(error, Exception):
                 raise
             raise refusal from error
-        self.fire("$Success ProcessSwPackage", processed=processed, checks=checks)
+        with self.deciding:
+            self._answer_cancel(stopped=False)
+            self.fire("$Success ProcessSwPackage", processed=processed, checks=checks)
+
+    def _answer_cancel(self, *, stopped: bool) -> None:
+        """What became of a Cancel: its event, while it is still Processing."""
+        if self._cancelling:
+            self._cancelling = False
+            self.fire("$Success Cancel" if stopped else "!CancelFailed (for Cancel)")
 
     def activate(self) -> None:
         """Activate: check dependencies and change the boot target. Answers on entering Verifying."""
@@ -254,7 +282,8 @@ class Ucm:
         row = self.check(event)
         others = len(self.journal.session.processed) > 0
         following = row.resolve(processed=others)
-        if following is self.state and not facts:
+        if following is self.state:
+            self._note_event(event)
             return
         origin = self.state
         fault.point(f"{event} {origin}.before")
@@ -263,6 +292,12 @@ class Ucm:
         progress.tell("state", following, event=event, **facts)
         if self.runs:
             self.runs.publish(following, str(facts.get("error", "") or facts.get("what", "")))
+
+    def _note_event(self, event: str) -> None:
+        """What happens in a state without changing it is no transition: only the last such event is kept, as a note."""
+        progress.tell("event", event, state=self.state)
+        if self.journal.session.notes.get("event") != event:
+            self.journal.note(durable=False, event=event)
 
     def run(self, phase: Phase[..., Any], parameters: dict[str, Any]) -> Any:
         """Run a phase, as a flow run where Prefect is there; returns or raises what its story did."""
@@ -305,10 +340,12 @@ class Ucm:
         except Restarting:
             raise
         except Exception as error:
-            refusal = errors.NotAbleToRollback(f"cannot roll back: {error}", hint=getattr(error, "hint", ""))
+            nothing = isinstance(error, errors.NothingToRollback)
+            kind = errors.NothingToRollback if nothing else errors.NotAbleToRollback
+            refusal = kind(str(error) if nothing else f"cannot roll back: {error}", hint=getattr(error, "hint", ""))
             untouched = before == [intent.id for intent in self.journal.open_intents()]
             if origin in (State.ACTIVATED, State.VERIFYING) and untouched:
-                self.fire(f"!NotAbleToRollback (from {origin})", error=str(refusal))
+                self.fire(f"!{refusal.name} (from {origin})", error=str(refusal))
             else:
                 self.fire("!RollingBackFailed", error=str(refusal))
             raise refusal from error
@@ -350,7 +387,7 @@ class Ucm:
                 self._commit()
                 self.fire("$Success Finish")
             case _:
-                self.run(revert, {"session": self.journal.session.id})
+                self._put_in_order()
                 self.fire("$Success Finish")
 
     def _commit(self) -> None:
@@ -366,23 +403,41 @@ class Ucm:
             self.run(commit, parameters)
         except Exception as error:
             # The update is committed: what could not be removed is an alarm, not a state (design).
-            self._alarm(error)
+            self._alarm("the update is in place, but not all of its leavings could be removed", error)
+
+    def _put_in_order(self) -> None:
+        """Take back what a rollback left, a bounded number of times: what is still there then is an alarm, no state."""
+        try:
+            self.run(revert, {"session": self.journal.session.id})
+        except Exception as error:
+            tries = int(self.journal.session.notes.get("clean_ups", 0)) + 1
+            self.journal.note(clean_ups=tries)
+            if tries < self.device.config.health.clean_ups:
+                raise
+            disown_rest(self.device)
+            self._alarm(f"the former system runs, but the update could not be taken back wholly, {tries} times", error)
 
     def _revert(self) -> None:
         if not self.journal.session.processed:
             self._refuse_revert(errors.NothingToRevert("cannot revert: nothing is processed"))
         try:
             self.run(revert, {"session": self.journal.session.id})
-        except UndoFailed as error:
-            self._refuse_revert(errors.NotAbleToRevertPackages(f"cannot revert: {error}", hint=error.hint))
+        except Exception as error:
+            if any(self.journal.open_intents()):
+                hint = getattr(error, "hint", "")
+                self._refuse_revert(errors.NotAbleToRevertPackages(f"cannot revert: {error}", hint=hint))
+            self._alarm("all is reverted, but not all of its leavings could be removed", error)
         self.fire("$Success RevertProcessedSwPackages")
 
     def _refuse_revert(self, error: UcmError) -> None:
         self.fire(f"!{error.name} (for RevertProcessedSwPackages)", error=str(error))
         raise error
 
-    def _alarm(self, error: Exception) -> None:
-        log.error("the update is in place, but not all of its leavings could be removed: %s", error)
+    def _alarm(self, what: str, error: Exception) -> None:
+        """Into the log and the history, with all that is left; the next cleaning tries again."""
+        left = ", ".join(STEPS[intent.step].title for intent in self.journal.open_intents())
+        why = f"{what}: {error}" + (f"; still to be taken back: {left}" if left else "")
+        log.error("%s", why)
         system = self.device.running_system()
         self.device.history.add(
             key=f"{self.journal.session.id}.alarm",
@@ -391,7 +446,7 @@ class Ucm:
             action="CleanUp",
             resolution=history.FAILED,
             error=type(error).__name__,
-            why=str(error),
+            why=why,
         )
 
     def _cleaning_came_from(self) -> State:

@@ -13,6 +13,7 @@ from agent_rig import SECONDS, Rig, Signed, in_thread, running
 from update_world import World, differences
 
 from otaflow import errors, fault
+from otaflow.agent import house
 from otaflow.client import Client
 from otaflow.ucm.states import State
 
@@ -161,6 +162,7 @@ def test_two_packages_at_once(rig: Rig, trusting: World) -> None:
     rig.client.finish()
     assert rig.client.get_sw_cluster_info()[0]["version"] == "1.3.0"
     assert trusting.resolutions()[1:] == [("1.2.0", "kActivated"), ("1.3.0", "kActivated")]
+    assert [record["from_version"] for record in trusting.device().history.read()[1:]] == ["1.1.0", "1.2.0"]
     device = trusting.device()
     slot = device.slots.path(device.boot.running())
     assert (slot / "var/1.2.0").is_dir()
@@ -275,3 +277,27 @@ def test_an_agent_answers_although_recovery_fails(trusting: World, signed: Signe
     agent.kill(signal.SIGTERM)
     with running(trusting, signed) as rig:
         assert rig.state == "Idle"
+
+
+def test_what_cannot_be_taken_back_ends_in_idle(
+    trusting: World, signed: Signed, fault_points: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller is told; the house-keeping tries again, and gives up in the end."""
+    monkeypatch.setattr(house, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(house, "EXPIRE_SECONDS", 0)
+    signed.introduce(trusting, "[health]\nclean_ups = 3\n")
+    with running(trusting, signed) as rig:
+        rig.process("sick")
+        rig.client.activate()
+        rig.wait_for("Rolled-back")
+        fault.arm("undo.copy_active_slot.before", "fail")
+        with pytest.raises(errors.GeneralReject, match="cannot take back"):
+            rig.client.finish()
+        rig.wait_for("Idle")
+        assert [record["action"] for record in rig.client.get_history()][1:] == ["Update", "CleanUp"]
+        assert [package["state"] for package in rig.client.get_sw_packages()] == ["kTransferred"]
+        with pytest.raises(errors.GeneralReject, match="cannot take back"):
+            rig.client.clean_up()
+        fault.arm("")
+        assert rig.client.clean_up() == []
+        assert not list(trusting.device().journal.open_intents())

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from update_world import World
 
 from otaflow import errors
 from otaflow.ucm.states import MEANING, RESTING, State
@@ -58,6 +59,38 @@ def test_every_state_has_a_meaning_and_every_error_a_place() -> None:
     for (state, event), row in TABLE.items():
         if event.startswith("!Processing") or (state is State.PROCESSING and event.startswith("!")):
             assert set(row.next) <= {State.READY, State.IDLE, State.PROCESSING}
+
+
+def test_ready_is_entered_with_something_processed_only() -> None:
+    """Why NothingToRevert is out of reach.
+
+    A success brings a processed package along, a failed processing ends in Ready only where another one is processed,
+    and every other way into Ready began there.
+    """
+    ways = {(state, event) for (state, event), row in TABLE.items() if State.READY in row.next and state != State.READY}
+    brings = {(State.PROCESSING, "$Success ProcessSwPackage")}
+    depends = {way for way in ways if TABLE[way].next == (State.READY, State.IDLE)}
+    returns = {way for way in ways if way[0] is State.ACTIVATING or "RevertProcessedSwPackages" in way[1]}
+    assert ways == brings | depends | returns
+    into = {State.ACTIVATING: "<Activate", State.CLEANING_UP: "<RevertProcessedSwPackages"}
+    for state, event in returns:
+        origins = {origin for (origin, asked), row in TABLE.items() if asked == into[state] and state in row.next}
+        assert origins - {state} == {State.READY}, event
+
+
+@pytest.mark.parametrize("kind", ["directories"])
+def test_nothing_to_revert_is_answered_all_the_same(world: World) -> None:
+    """A journal that says Ready with nothing processed, which this otaflow never writes; a package leads out of it."""
+    with world.ucm() as ucm:
+        ucm.journal.transition("<ProcessSwPackage", State.PROCESSING, action=world.up().record())
+        ucm.journal.transition("!GeneralReject", State.READY)
+        with pytest.raises(errors.NothingToRevert):
+            ucm.revert()
+        assert ucm.state is State.READY
+        assert ucm.journal.session.transitions[-1]["event"] == "!NothingToRevert (for RevertProcessedSwPackages)"
+        with pytest.raises(errors.PackageInconsistent):
+            ucm.process(world.up(world.folder / "none"))
+        assert ucm.state is State.IDLE
 
 
 @pytest.mark.parametrize(("processed", "following"), [(True, "Ready"), (False, "Idle")])

@@ -157,9 +157,8 @@ class Agent:
     def cancel(self, id: str) -> Answer:
         """Cancel. Answers when the processing has stopped; CancelFailed when it was done before it could be stopped."""
         with self.ucm.deciding:
-            if self.ucm.state is State.PROCESSING and (self._processing is None or self._processing[0] != id):
-                raise errors.InvalidTransferId(f"cannot Cancel {id}: that package is not being processed")
-            self.ucm.cancel()
+            named = self._processing is not None and self._processing[0] == id
+            self.ucm.cancel("" if named else f"cannot Cancel {id}: that is not being processed")
             assert self._processing is not None
             answer: Answer = Future()
             self._processing[1].add_done_callback(lambda processed: _answer_cancel(answer, processed))

@@ -34,6 +34,7 @@ class House:
         self._ended = threading.Event()
         self._seen: tuple[str, int] | None = None
         self._since = 0.0
+        self._carried: dict[str, int] = {}
         self.thread = threading.Thread(target=self._run, name="otaflow-house", daemon=True)
 
     def end(self) -> None:
@@ -47,7 +48,7 @@ class House:
         except Restarting:
             log.info("the machine is restarting")
         except (errors.OtaflowError, OSError) as error:
-            self.worker.stuck = not self.ucm.is_resting
+            self.worker.note_stuck()
             log.error("cannot finish what was interrupted: %s; it is %s", error, self.ucm.state)  # noqa: TRY400
         processed = frozenset(action.package for action, _ in self.ucm.processed())
         release(self.transfers, session, but=processed if self.ucm.state is not State.IDLE else frozenset())
@@ -96,24 +97,29 @@ class House:
             log.warning("the transfer %s was idle for too long and is given up", id)
 
     def _try_again(self) -> None:
-        if self.worker.stuck:
-            self.worker.stuck = False
-            self.worker.submit(self.put_in_order)
+        stuck, self.worker.stuck = self.worker.stuck, None
+        if stuck:
+            # Only where nothing has happened since: a client may have begun something, whose work is still to come.
+            self.worker.submit(lambda: self.put_in_order() if self.ucm.where == stuck else None)
 
     def _look_after(self, now: float) -> None:
         """An unattended session that rests for long is carried on: nobody is there who drives it."""
         seen = self._resting()
         if seen != self._seen:
             self._seen, self._since = seen, now
-        elif seen and now - self._since > UNATTENDED_SECONDS:
+        elif seen and now - self._since > UNATTENDED_SECONDS and self._may_carry(seen[0]):
             self._since = now
             self.worker.submit(self.ending(lambda: self._carry_on(seen)))
 
+    def _may_carry(self, session: str) -> bool:
+        """Not for ever: what cannot be reverted is left to the next start, and to people."""
+        self._carried = {session: self._carried.get(session, 0) + 1}
+        return self._carried[session] <= self.ucm.device.config.health.clean_ups
+
     def _resting(self) -> tuple[str, int] | None:
         """Where an unattended session rests; None where there is none, or where it works."""
-        session = self.ucm.journal.session
         rests = self.ucm.is_resting and self.ucm.state is not State.IDLE
-        return (session.id, len(session.transitions)) if rests and session.unattended else None
+        return self.ucm.where if rests and self.ucm.journal.session.unattended else None
 
     def _carry_on(self, seen: tuple[str, int]) -> None:
         if self._resting() == seen:

@@ -13,6 +13,7 @@ from otaflow.platform.device import Device
 from otaflow.repo.client import open_repository
 from otaflow.transfer.cached import PackageState
 from otaflow.transfer.store import Accepted, Transfers
+from otaflow.ucm.states import State
 
 IN_USE = (PackageState.PROCESSING, PackageState.PROCESSED)
 
@@ -71,8 +72,16 @@ def find_action(device: Device, transfers: Transfers, id: str) -> Action:
         version=metadata.version,
         update_number=metadata.update_number,
         package=str(path),
-        facts={"from_version": device.running_system().version},
+        facts={"from_version": _version_before(device)},
     )
+
+
+def _version_before(device: Device) -> str:
+    """What the next package replaces: the version that the session's last one brings, else the one that runs."""
+    session = device.journal.session
+    if device.journal.state is not State.IDLE and session.processed:
+        return session.actions[session.processed[-1]].version
+    return device.running_system().version
 
 
 def find_removal(device: Device, transfers: Transfers, id: str) -> Action:

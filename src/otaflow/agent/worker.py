@@ -7,11 +7,14 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from otaflow.errors import OtaflowError, Restarting, UndoFailed
+from otaflow.errors import OtaflowError, Restarting
 from otaflow.platform.device import using
 from otaflow.service import Superseded, Ucm
+from otaflow.ucm.states import State
 
 log = logging.getLogger("otaflow.agent")
+
+WORKING = frozenset({State.PROCESSING, State.ACTIVATING, State.ROLLING_BACK, State.CLEANING_UP})
 
 Job = Callable[[], Any]
 Answer = Future[Any]
@@ -22,8 +25,8 @@ class Worker:
 
     def __init__(self, ucm: Ucm) -> None:
         self.ucm = ucm
-        self.stuck = False
-        """An undo failed where no client can do anything about it: the house-keeping tries again."""
+        self.stuck: tuple[str, int] | None = None
+        """Where work failed and no client can do anything about it: the house-keeping tries again."""
         self._jobs: queue.Queue[tuple[Job, Answer] | None] = queue.Queue()
         self.thread = threading.Thread(target=self._run, name="otaflow-worker", daemon=True)
 
@@ -53,5 +56,9 @@ class Worker:
         except BaseException as error:
             if not isinstance(error, OtaflowError):
                 log.exception("work failed")
-            self.stuck = isinstance(error, UndoFailed) and not self.ucm.is_resting
+            self.note_stuck()
             answer.set_exception(error)
+
+    def note_stuck(self) -> None:
+        """Work has failed: is it in a state that only work leads out of?"""
+        self.stuck = self.ucm.where if self.ucm.state in WORKING else None

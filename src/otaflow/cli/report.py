@@ -28,6 +28,8 @@ def status(*, config: ConfigFile = None, json: Json = False) -> None:
         ]
         table.add_row(name, slot["name"], slot["version"], str(slot["update_number"]), ", ".join(marks))
     console.print(table)
+    if values["alarm"]:
+        console.print(f"[bold red]alarm[/]: {values['alarm']}", highlight=False)
     if last := values["last_result"]:
         why = f": {last['why']}" if last.get("why") else ""
         console.print(
@@ -109,8 +111,17 @@ def read_status(device: Device) -> dict[str, Any]:
         "update_number": slots[running]["update_number"],
         "slots": slots,
         "backups": sum(1 for _ in device.backups),
+        "alarm": _read_alarm(device),
         "last_result": {key: value for key, value in last.items() if key != "key"} if last else None,
     }
+
+
+def _read_alarm(device: Device) -> str | None:
+    """What an ended session could not take back."""
+    left = [intent.step for intent in device.journal.open_intents()] if device.journal.state == "Idle" else []
+    if not left:
+        return None
+    return f"not taken back: {', '.join(left)}; `otaflow clean-up` tries again, `otaflow history` says why"
 
 
 def _read_slot(device: Device, name: str) -> dict[str, Any]:
