@@ -45,7 +45,7 @@ def take(folder: Path, headers: Message, body: BufferedIOBase, device: str) -> t
     length = headers.get("content-length", "")
     if not re.fullmatch("[0-9]{1,12}", length):
         return 411, "the length is needed"
-    content = _receive(body, min(int(length), 2 * MAX_SENT))  # read, so that the sender reads the answer
+    content = receive(headers, body)
     if int(length) > MAX_SENT:
         return 413, f"a report has {MAX_SENT} bytes at most"
     if len(content) < int(length):
@@ -60,8 +60,12 @@ def take(folder: Path, headers: Message, body: BufferedIOBase, device: str) -> t
     return _keep(folder, content, device)
 
 
-def _receive(body: BufferedIOBase, length: int) -> bytes:
-    pieces, left, end = [], length, time.monotonic() + SECONDS
+def receive(headers: Message, body: BufferedIOBase) -> bytes:
+    """The request's body; of one that is too long the beginning. One that is refused is read, too: who is still sending
+    when the connection is closed does not see the answer."""
+    length = headers.get("content-length", "")
+    left = min(int(length), 2 * MAX_SENT) if re.fullmatch("[0-9]{1,12}", length) else 0
+    pieces, end = [], time.monotonic() + SECONDS
     while left and time.monotonic() < end and (piece := body.read1(min(left, 65536))):
         pieces.append(piece)
         left -= len(piece)

@@ -203,8 +203,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.close_connection = True
         if not self._is_let_in():
+            reports.receive(self.headers, self.rfile)
             self._ask_for_token()
         elif self.path != reports.PATH:
+            reports.receive(self.headers, self.rfile)
             self._say(405, {**self.PLAIN, "Allow": "GET, HEAD"}, b"nothing is posted here\n")
         else:
             status, text = reports.take(self.server.diagnostics, self.headers, self.rfile, self._client())
