@@ -50,7 +50,9 @@ def make_packages(folder: Path, size: int, files: int) -> dict[str, Path]:
     return made
 
 
-def measure(kind: str, rounds: int, size: int, files: int, only: list[str]) -> dict[str, dict[str, list[Figures]]]:
+def measure(
+    kind: str, rounds: int, size: int, files: int, only: list[str], chosen: list[str]
+) -> dict[str, dict[str, list[Figures]]]:
     """What each way took with each package, round after round."""
     found: dict[str, dict[str, list[Figures]]] = {}
     with disk.disk(kind) as top, tempfile.TemporaryDirectory(prefix="otaflow-bench-") as home:
@@ -60,7 +62,7 @@ def measure(kind: str, rounds: int, size: int, files: int, only: list[str]) -> d
         first = packages.pop("first")
         for number in range(rounds):
             for what, package in ((what, packages[what]) for what in only):
-                for way in WAYS:
+                for way in chosen:
                     place = top / f"{number} {what} {way}".replace(" ", "-")
                     place.mkdir()
                     work(work="make_device", top=str(place), kind=kind, system=str(top / "system"), first=str(first))
@@ -107,16 +109,17 @@ def describe(found: dict[str, dict[str, list[Figures]]]) -> Iterator[str]:
             )
     yield ""
     yield from describe_steps(found)
-    yield ""
-    yield from describe_prefect(found)
+    if all({"plain", "prefect"} <= ways.keys() for ways in found.values()):
+        yield ""
+        yield from describe_prefect(found)
 
 
 def describe_steps(found: dict[str, dict[str, list[Figures]]]) -> Iterator[str]:
     """Seconds of each step, with each package, without and with Prefect."""
-    columns = [(what, way) for what in found for way in WAYS[1:]]
+    columns = [(what, way) for what, ways in found.items() for way in ways if way != "tar"]
     yield "| step, s | " + " | ".join(f"{what}, {way}" for what, way in columns) + " |"
     yield "| --- |" + " --- |" * len(columns)
-    for name in [name for name, _ in found[columns[0][0]]["plain"][0]["steps"]]:
+    for name in [name for name, _ in found[columns[0][0]][columns[0][1]][0]["steps"]]:
         cells = [median(dict(run["steps"])[name] for run in found[what][way]) for what, way in columns]
         yield f"| {name} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |"
     rest = [of(found[what][way], "seconds") - step_sum(found[what][way]) for what, way in columns]
@@ -157,9 +160,10 @@ def main() -> None:
     parser.add_argument("--mb", type=int, default=300)
     parser.add_argument("--files", type=int, default=7400)
     parser.add_argument("--only", nargs="+", choices=PACKAGES, default=PACKAGES, help="the packages to measure")
+    parser.add_argument("--ways", nargs="+", choices=WAYS[1:], default=WAYS[1:], help="beside tar")
     parser.add_argument("--json", type=Path, help="keep the raw figures in this file")
     chosen = parser.parse_args()
-    found = measure(chosen.kind, chosen.rounds, chosen.mb * 10**6, chosen.files, chosen.only)
+    found = measure(chosen.kind, chosen.rounds, chosen.mb * 10**6, chosen.files, chosen.only, [WAYS[0], *chosen.ways])
     if chosen.json:
         chosen.json.write_text(json.dumps(found))
     print(f"### {chosen.mb} MB in {chosen.files} files, {chosen.kind}, median of {chosen.rounds}\n")

@@ -94,7 +94,7 @@ def _start_prefect(device: Device, stack: ExitStack) -> tuple[Any, int | None]:
 
     from otaflow.work import prepare_prefect
 
-    prepare_prefect()
+    prepare_prefect(device)
     from otaflow.flows.session import PrefectRuns
 
     runs = PrefectRuns(device)

@@ -1,12 +1,14 @@
 """Letting go: what a finished session leaves behind, and what retention ends (step 11 of the update processes)."""
 
-import shutil
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from otaflow.errors import CommandFailed
 from otaflow.history import ACTIVATED
 from otaflow.platform.backups import Entry
 from otaflow.platform.device import device
+from otaflow.platform.scratch import remove_scratch
 from otaflow.tasks.backups import remove_full, remove_snapshot
 from otaflow.tasks.configuration import KEPT_MAIN
 from otaflow.tasks.program import release_reserve
@@ -22,7 +24,8 @@ def remove_temporary(session: str) -> None:
     """Remove what the session extracted into the cache, and give its reserves back."""
     release_reserve()
     for folder in (device().cache / "extracted").glob(f"{session}-*"):
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError, CommandFailed):  # the next cleaning tries again
+            remove_scratch(folder)
 
 
 @step("remove package from cache", retries=2)
@@ -47,7 +50,7 @@ def remove_leavings() -> None:
     for mark in here.main.glob(f"{KEPT_MAIN}*"):
         mark.unlink()
     for folder in (here.cache / "extracted").glob("*"):
-        shutil.rmtree(folder)
+        remove_scratch(folder)
 
 
 @step("remove old logs and packages", retries=1)

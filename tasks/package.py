@@ -1,7 +1,6 @@
 """Steps 1 and 2 of the update processes: the package is extracted and its metadata checked."""
 
 import os
-import shutil
 from pathlib import Path
 
 from otaflow import progress
@@ -11,6 +10,7 @@ from otaflow.package.extract import extract
 from otaflow.package.metadata import Metadata, parse
 from otaflow.platform.device import device
 from otaflow.platform.labels import read_label
+from otaflow.platform.scratch import make_scratch, remove_scratch
 from otaflow.tasks.step import remember, step, stop_if_asked
 
 
@@ -18,9 +18,8 @@ from otaflow.tasks.step import remember, step, stop_if_asked
 def extract_package(package: str) -> str:
     """Unpack `package` into a fresh tree in the cache; returns its path. Errors: those of `otaflow.package.extract`."""
     memory = remember(folder=str(_extraction_folder()))
-    folder = Path(memory["folder"])
-    _remove(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(memory["folder"])
+    remove_scratch(scratch)
     if not Path(package).is_file():
         raise PackageInconsistent(f"cannot use the package {package}: there is no such file", hint="fetch it again")
 
@@ -28,6 +27,8 @@ def extract_package(package: str) -> str:
         stop_if_asked()
         progress.tell("bytes", "extract package", done=done)
 
+    make_scratch(scratch, subvolume=device().config.slots.kind == "btrfs")
+    folder = scratch / "package"
     extract(Path(package), folder, progress=show)
     return str(folder)
 
@@ -35,7 +36,7 @@ def extract_package(package: str) -> str:
 @extract_package.undo
 def remove_extracted(folder: str) -> None:
     """Remove the temporary tree."""
-    _remove(Path(folder))
+    remove_scratch(Path(folder))
 
 
 @step("check metadata", retries=2)
@@ -71,14 +72,3 @@ def _check_room(metadata: Metadata) -> None:
 def _extraction_folder() -> Path:
     session = device().journal.session
     return device().cache / "extracted" / f"{session.id}-{session.current}"
-
-
-def _remove(folder: Path) -> None:
-    """Remove a tree even where its folders cannot be written."""
-    if not os.path.lexists(folder):
-        return
-    for parent, names, _ in os.walk(folder):
-        for name in names:
-            if not (path := Path(parent, name)).is_symlink():
-                path.chmod(0o700)
-    shutil.rmtree(folder)
