@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from socket import SHUT_RDWR, socket
 from typing import Any
 
 import pytest
@@ -148,7 +149,8 @@ def _hang(handler: Any) -> None:
 
 
 def _cut(handler: Any) -> None:
-    handler.connection.close()
+    handler.close_connection = True
+    socket.shutdown(handler.connection, SHUT_RDWR)
 
 
 def _rubbish(handler: Any) -> None:

@@ -198,19 +198,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _take(self) -> None:
         """A report of a device, whose name is that of its certificate, or the one that the report gives."""
-        if self.server.diagnostics is None:
-            self.send_error(501)
-            return
         self.close_connection = True
-        if not self._is_let_in():
-            reports.receive(self.headers, self.rfile)
-            self._ask_for_token()
-        elif self.path != reports.PATH:
-            reports.receive(self.headers, self.rfile)
-            self._say(405, {**self.PLAIN, "Allow": "GET, HEAD"}, b"nothing is posted here\n")
-        else:
+        if self.server.diagnostics is not None and self.path == reports.PATH and self._is_let_in():
             status, text = reports.take(self.server.diagnostics, self.headers, self.rfile, self._client())
             self._say(status, self.PLAIN, f"{text}\n".encode())
+            return
+        reports.receive(self.headers, self.rfile)
+        if self.server.diagnostics is None:
+            self.send_error(501)
+        elif not self._is_let_in():
+            self._ask_for_token()
+        else:
+            self._say(405, {**self.PLAIN, "Allow": "GET, HEAD"}, b"nothing is posted here\n")
 
     def _client(self) -> str:
         """The common name of the client's certificate, or nothing."""
