@@ -96,6 +96,16 @@ def test_a_sick_device_has_a_report(device: Device, break_it: Callable[[Device],
     assert encode(report)
 
 
+def test_what_cannot_be_stripped_is_not_sent(device: Device) -> None:
+    deep: Any = "password=hunter2"
+    for _ in range(400):
+        deep = {"a": deep}
+    device.journal.note(deep=deep)
+    report = collect(device)
+    assert "hunter2" not in encode(report).decode()
+    assert report["journal"]
+
+
 def test_a_damaged_journal_is_told_line_by_line(device: Device) -> None:
     device.journal.note(number=1)
     with (device.nvm / "journal").open("ab") as file:

@@ -313,3 +313,18 @@ def test_killed_between_answer_and_removal(device: Device, maker: Any, tmp_path:
     assert encode(first) == encode(second), "sent twice, and the server can tell"
     assert len(others) <= 1
     assert Spool(device.nvm).waiting() == []
+
+
+def test_the_boxes_of_the_chart(device: Device, maker: Any) -> None:
+    """The diamond and the box below it, as a poll's red side calls them."""
+    from otaflow.platform.device import using
+    from otaflow.tasks.policy import has_consented_to_diagnostics, send_diagnostic_data
+
+    with using(device):
+        assert has_consented_to_diagnostics.do() is False
+        give_consent(device.nvm, "ann")
+        assert has_consented_to_diagnostics.do() is True
+        assert "sent 1 report" in send_diagnostic_data.do("official")
+        withdraw_consent(device.nvm, "ann")
+        assert has_consented_to_diagnostics.do() is False
+    assert len(maker.reports) == 1

@@ -36,8 +36,8 @@ JOURNALCTL_SECONDS = 20
 
 def collect(device: "Device") -> Record:
     """The report that would be sent now: at most MAX_BYTES of JSON, without secrets. Raises nothing."""
-    secrets = _read(lambda: list(find_secrets(device.config)))
-    return bound(strip(_gather(device), secrets if isinstance(secrets, list) else ()))
+    secrets = list(find_secrets(device.config))
+    return bound({name: _strip_part(part, secrets) for name, part in _gather(device).items()})
 
 
 def encode(report: Record) -> bytes:
@@ -106,7 +106,7 @@ def _gather(device: "Device") -> Record:
         "ucm": _read(lambda: _ucm(device)),
         "trouble": _read(lambda: str(Store(device.nvm / "policy" / "told").read().get("trouble", {}).get("error", ""))),
         "machine": _read(lambda: _machine(device)),
-        "history": _read(lambda: _tail_records(device.history.file.path, 2 * SHARES["history"])),
+        "history": _read(lambda: _history(device)),
         "journal": _read(lambda: _tail_records(device.nvm / "journal", 2 * SHARES["journal"])),
         "boot_log": _read(lambda: _boot_log(device)),
         "logs": _read(lambda: _logs(device.logs)),
@@ -122,6 +122,11 @@ def _ucm(device: "Device") -> Record:
         "running": _read(device.boot.running),
         "starts_next": _read(device.boot.target),
     }
+
+
+def _history(device: "Device") -> list[Record]:
+    records = _tail_records(device.history.file.path, 2 * SHARES["history"])
+    return [{name: value for name, value in record.items() if name != "key"} for record in records]
 
 
 def _label(device: "Device", slot: str) -> Record:
@@ -172,6 +177,13 @@ def _boot_log(device: "Device") -> str:
     return "\n".join(lines)
 
 
+def _strip_part(part: Any, secrets: list[str]) -> Any:
+    try:
+        return strip(part, secrets)
+    except Exception as error:  # what cannot be stripped is not sent, not even in the error's text
+        return {"error": f"it cannot be stripped: {type(error).__name__}"}
+
+
 # --- bounds -----------------------------------------------------------------------------------------------------------
 
 
@@ -197,7 +209,7 @@ def _tail(path: Path, size: int) -> str:
     return content.decode(errors="replace")
 
 
-def _tail_records(path: Path, size: int) -> list[Any]:
+def _tail_records(path: Path, size: int) -> list[Record]:
     """The newest records of a file of `otaflow.records`; a damaged line is told as what it is."""
     lines = _tail(path, size).splitlines()
     return [decode(line.encode()) or {"damaged": line} for line in lines]
