@@ -14,7 +14,10 @@ log = logging.getLogger("otaflow")
 
 @dataclass(frozen=True)
 class Event:
-    """`kind`: state, event, step, done, failed, undo, undone, bytes, output, note. `name`: the state's, step's or file's."""
+    """`kind`: state, event, step, done, failed, undo, undone, bytes, output, note. `name`: of the state, step or file.
+
+    An `event` is one of the transition table that leaves the state as it is.
+    """
 
     kind: str
     name: str
