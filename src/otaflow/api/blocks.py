@@ -7,7 +7,7 @@ none waits, and meanwhile nothing is read from its connection. A client that fal
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from mmap import mmap
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import Any, Final, Protocol, cast
 
 from starlette.requests import Request
@@ -39,7 +39,7 @@ class Buffers:
         """A buffer, as soon as there is one; what is in it is what the one before left there."""
         async with self._room:
             # Of its own pages: malloc would keep them, in pieces, when the transfer is long over.
-            buffer = self._free.pop() if self._free else mmap(-1, self.size)
+            buffer = self._free.pop() if self._free else mmap(-1, self.size, flags=MAP_PRIVATE | MAP_ANONYMOUS)
             self._used += 1
             try:
                 yield memoryview(buffer)
