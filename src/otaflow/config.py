@@ -106,6 +106,9 @@ class Transfer(Section):
     quota_bytes: int | None = Field(default=None, gt=0)
 
 
+_HTTPS = re.compile(r"https://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?(/[!-~]*)?")
+
+
 class Source(Section):
     """`[sources.NAME]`: a repository. `url` is its base: `metadata/` and `targets/` are below it.
 
@@ -129,7 +132,7 @@ class Source(Section):
     @field_validator("diagnostics")
     @classmethod
     def _is_https(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"https://(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:[0-9]{1,5})?(/[!-~]*)?", value):
+        if value is not None and not _HTTPS.fullmatch(value):
             raise ValueError("it must be https://HOST/…, without user and password")
         return value
 
