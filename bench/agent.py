@@ -4,8 +4,9 @@
     SESSIONS=200 python -m bench.agent    # memory over 200 sessions (50 unless told)
     REQUESTS=FILE python -m bench.agent   # every request to Prefect's API into FILE, a line of JSON each
 
-It makes devices of directories in a temporary folder, and for each an agent in a process of its own. Sessions of both
-agents take turns.
+It makes devices of directories in a temporary folder, and for each an agent in a process of its own; both take turns.
+Before a call that is measured both rest for half a second, as clients do: what Prefect is told behind a caller's back
+is told then. The calls "at once" follow each other without a rest.
 """
 
 import os
@@ -33,6 +34,7 @@ ROUNDS = 300
 SESSIONS = int(os.environ.get("SESSIONS", "50"))
 WHOLE = int(os.environ.get("WHOLE", "20"))
 CONNECT_SECONDS = 30.0
+REST_SECONDS = 0.5
 LOOKED_AT = (10, 50, 100, 200)
 AGENT = """
 import os
@@ -54,7 +56,8 @@ class Way:
     pid: int
     took: dict[str, list[float]] = field(default_factory=dict)
 
-    def call(self, name: str, call: Callable[[], Any]) -> None:
+    def call(self, name: str, call: Callable[[], Any], rest: float = 0) -> None:
+        time.sleep(rest)
         started = time.perf_counter()
         call()
         self.took.setdefault(name, []).append(time.perf_counter() - started)
@@ -123,17 +126,13 @@ def measure(ways: list[Way], signed: Signed) -> None:
             ask(way)
     for number in range(SESSIONS + 1):
         for way in ways:
-            way.call("ProcessSwPackage", lambda way=way: way.client.process_sw_package(ids[way.name]))
-            way.call("RevertProcessedSwPackages", way.client.revert_processed_sw_packages)
+            way.call("ProcessSwPackage at once", lambda way=way: way.client.process_sw_package(ids[way.name]))
+            way.call("RevertProcessedSwPackages at once", way.client.revert_processed_sw_packages)
         if number in (0, *LOOKED_AT):
             say(f"resident memory after {number} sessions", ways)
     for _ in range(WHOLE):
         for way in ways:
-            way.call("ProcessSwPackage", lambda way=way: way.client.process_sw_package(ids[way.name]))
-            way.call("Activate", way.client.activate)
-            wait_for(way.client, "Activated")
-            way.call("Rollback", way.client.rollback)
-            way.call("Finish", way.client.finish)
+            change(way, ids[way.name])
     print("\n| call, p50 (p99) in ms | plain | prefect | ratio | difference |\n| --- | --- | --- | --- | --- |")
     for name in ways[0].took:
         one, other = (way.p50(name) for way in ways)
@@ -148,6 +147,18 @@ def ask(way: Way) -> None:
     way.call("GetHistory", way.client.get_history)
     way.call("GetSwClusterInfo", way.client.get_sw_cluster_info)
     way.call("refused call", lambda: refused(way.client))
+
+
+def change(way: Way, id: str) -> None:
+    """The calls that change the state, with a rest before each."""
+    client = way.client
+    way.call("ProcessSwPackage", lambda: client.process_sw_package(id), REST_SECONDS)
+    way.call("RevertProcessedSwPackages", client.revert_processed_sw_packages, REST_SECONDS)
+    client.process_sw_package(id)
+    way.call("Activate", client.activate, REST_SECONDS)
+    wait_for(client, "Activated")
+    way.call("Rollback", client.rollback, REST_SECONDS)
+    way.call("Finish", client.finish, REST_SECONDS)
 
 
 def refused(client: Client) -> None:

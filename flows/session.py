@@ -30,7 +30,7 @@ from otaflow.ucm.states import State
 log = logging.getLogger("otaflow.runs")
 
 BREATH_SECONDS = 0.02
-"""A phase that begins with a state is told before the state: somebody waits for it."""
+"""A phase that begins with a state is told before the state, but not before its session is there: somebody waits."""
 PATIENCE_SECONDS = 5.0
 """How long a phase waits for its turn to be told."""
 FLUSH_SECONDS = 10.0
@@ -98,20 +98,23 @@ class PrefectRuns:
         raises while the API is away.
         """
         session = self.journal.session
-        count = len(session.transitions)
-        if not session.notes.get("run") or session.behind:
+        count, run = len(session.transitions), session.notes.get("run")
+        if not run or session.behind:
             return None
         transition = session.transitions[-1]
         expected = run_state(session, transition)
         expect_api(self.client)
         try:
-            found = self.client.read_flow_run(UUID(session.notes["run"])).state
+            found = self.client.read_flow_run(UUID(run)).state
         except ObjectNotFound:
-            self.telling.forget(session)
+            with self._talking:
+                self.telling.forget(session, run)
             self._due.set()
             return None
         if session is not self.journal.session or len(session.transitions) > count:
             return None  # it went on meanwhile: that is no button
+        if session.behind or session.notes.get("run") != run:
+            return None  # it is being told anew
         if found is None or (found.name, found.type) == (expected.name, expected.type):
             return None
         state = State(transition["to"])
@@ -195,7 +198,7 @@ class PrefectRuns:
         return True
 
     def _tell(self) -> None:
-        if not self._ended:
+        if self.journal.session.notes.get("run") and not self._ended:
             time.sleep(BREATH_SECONDS)
         for tell in self.telling.due():
             self._turn.wait(PATIENCE_SECONDS)

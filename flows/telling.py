@@ -98,14 +98,17 @@ class Telling:
     def look_for_session(self) -> None:
         """A session whose run Prefect has lost is told it again, from its beginning."""
         session = self.journal.session
-        if self.journal.state is not State.IDLE and session.notes.get("run"):
+        run = session.notes.get("run")
+        if self.journal.state is not State.IDLE and run:
             try:
-                self.client.read_flow_run(UUID(session.notes["run"]))
+                self.client.read_flow_run(UUID(run))
             except ObjectNotFound:
-                self.forget(session)
+                self.forget(session, run)
 
-    def forget(self, session: Session) -> None:
+    def forget(self, session: Session, run: str) -> None:
         """Prefect has lost the session's run."""
+        if session.notes.get("run") != run:
+            return  # it has a new one already
         log.warning("Prefect has lost the session's run: it gets a new one")
         self._flows.clear()
         self.journal.note(durable=False, of=session.id, run="", place="", shown=0)
@@ -164,11 +167,11 @@ class Telling:
             return
         transition = session.transitions[number]
         state = run_state(session, transition)
-        if session.notes.get("run"):
+        if run := session.notes.get("run"):
             try:
-                self.client.set_flow_run_state(UUID(session.notes["run"]), state, force=True)
+                self.client.set_flow_run_state(UUID(run), state, force=True)
             except ObjectNotFound:
-                self.forget(session)
+                self.forget(session, run)
                 return
             self.journal.note(durable=False, of=session.id, shown=number + 1)
         else:
@@ -193,9 +196,12 @@ class Telling:
             parameters={"device": self.name, "session": session.id, "what": what},
             labels={"otaflow.device": self.name, "otaflow.session": session.id, "otaflow.what": what},
             tags=["otaflow", f"device:{self.name}"],
+            # Killed before it could be noted, the run is found again.
+            idempotency_key=f"{self.name} {session.id}",
             state=state,
         )
         self.journal.note(durable=False, of=session.id, run=str(run.id), shown=1, place="")
+        self._find_place(session)
 
     def _make_phase(self, phase: Phase[..., Any], parameters: dict[str, Any]) -> FlowRun:
         session = self.journal.session
@@ -210,14 +216,13 @@ class Telling:
         )
 
     def _find_place(self, session: Session) -> UUID:
-        """Where the session's phases hang: one task run for all of them. The session's run is made first."""
+        """Where the session's phases hang: one task run for all of them, made with the session's run."""
         while not session.notes.get("run"):
             self._tell_transition(self.journal.untold()[0])
         if not session.notes.get("place"):
             pending: RunState[Any] = RunState(type=StateType.PENDING)
-            place = self.client.create_task_run(
-                _phases_place, UUID(session.notes["run"]), dynamic_key="phases", name="phases", state=pending
-            )
+            run = UUID(session.notes["run"])
+            place = self.client.create_task_run(_phases_place, run, dynamic_key="phases", name="phases", state=pending)
             self.journal.note(durable=False, of=session.id, place=str(place.id))
         return UUID(session.notes["place"])
 

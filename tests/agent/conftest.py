@@ -163,7 +163,13 @@ def api(site: Site) -> Api:
 
 @pytest.fixture
 def named(trusting: World, tmp_path: Path) -> World:
-    """A device with a name of its own, so that its runs can be told from those of other tests."""
+    """A device with a name of its own, so that its runs can be told from those of other tests.
+
+    Prefect knows of its past: otherwise the first thing that it is told is a session of which the test knows nothing.
+    """
     text = trusting.config.read_text()
     trusting.config.write_text(text.replace('name = "demo"', f'name = "demo-{os.getpid()}-{time.monotonic_ns()}"', 1))
+    device = trusting.device()
+    with device.lock:
+        device.journal.note(shown=len(device.journal.session.transitions))
     return trusting
