@@ -4,7 +4,7 @@ import hashlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+from prefect.schedules import Cron, Interval
 
 from otaflow.agent.runner import Deployed
 from otaflow.config import Config
@@ -22,7 +22,7 @@ def deployed(config: Config, file: Path | None) -> list[Deployed]:
     tags = ("otaflow", f"device:{name}")
     parameters = {"config": str(file.absolute())} if file else {}
     interval = timedelta(minutes=config.poll.interval_minutes)
-    polls = IntervalSchedule(interval=interval, anchor_date=_anchor(name, interval))
+    polls = Interval(interval, anchor_date=_anchor(name, interval))
     return [
         Deployed(
             check,
@@ -36,7 +36,7 @@ def deployed(config: Config, file: Path | None) -> list[Deployed]:
         Deployed(update, name, parameters, tags=tags),
         Deployed(install, name, parameters, tags=tags),
         Deployed(rollback, name, parameters, tags=tags),
-        Deployed(clean_up, name, parameters, CronSchedule(cron="30 3 * * *"), tags=tags),
+        Deployed(clean_up, name, parameters, Cron("30 3 * * *"), tags=tags),
         Deployed(report, name, parameters, tags=tags),
     ]
 

@@ -17,6 +17,7 @@ from otaflow.policy.decide import Decision
 from otaflow.policy.failures import WAYS_BACK
 from otaflow.policy.inbox import Kind
 from otaflow.policy.memory import Memory
+from otaflow.policy.moments import as_text
 from otaflow.policy.offer import Offer
 from otaflow.policy.store import Store
 from otaflow.policy.windows import Window, Windows
@@ -123,6 +124,7 @@ def look_at_what_ended() -> list[str]:
     texts = []
     with _told().changing() as told:
         known = told.setdefault("told", {"count": len(records)})
+        told["poll"] = {"time": as_text(datetime.now(UTC))}
         for record in records[known["count"] :]:
             content = _content_of(told, record)
             memory().failures.learn(record, datetime.now(UTC), content)

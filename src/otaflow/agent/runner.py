@@ -23,10 +23,10 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import Abort, Pause
 from prefect.flow_engine import run_flow
+from prefect.schedules import Schedule
 from prefect.states import Cancelled, Crashed, Pending, Scheduled
 from prefect.types.entrypoint import EntrypointType
 
@@ -46,7 +46,7 @@ class Deployed:
     flow: Flow[..., Any]
     name: str
     parameters: dict[str, Any] = field(default_factory=dict)
-    schedule: IntervalSchedule | CronSchedule | None = None
+    schedule: Schedule | None = None
     jitter: timedelta = timedelta(0)
     at_start: bool = False
     """Whether a run of it is due when the runner starts: after a restart the device looks at once."""
@@ -90,9 +90,8 @@ class Runner:
                 self._ended.wait(AWAY_SECONDS)
 
     def _register(self, client: SyncPrefectClient) -> Iterator[tuple[UUID, Deployed]]:
-        make: Any = RunnerDeployment.from_flow
         for one in self.deployed:
-            deployment = make(
+            deployment = RunnerDeployment.from_flow(
                 one.flow,
                 name=one.name,
                 schedule=one.schedule,

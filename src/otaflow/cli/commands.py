@@ -19,6 +19,7 @@ COMMANDS = {
     DEVICE: {
         "check": ("update:check", "Ask the repository what is new for this device."),
         "update": ("update:update", "Install what is new; each update proves itself healthy or is taken back."),
+        "poll": ("poll:poll", "One poll, for a timer: look, tell, and install what may be installed."),
         "consent": ("consent:consent", "Say when an update may be installed, or see why not now."),
         "rollback": ("update:rollback", "Go back: to the previous slot, a main snapshot, or any backup."),
         "status": ("report:status", "Show the update manager's state and both slots."),
