@@ -97,7 +97,7 @@ def device() -> Device:
 
 @contextmanager
 def using(which: Device) -> Iterator[Device]:
-    """Let `device()` be `which` inside the block, in this thread: an agent's polls look at the device beside its work."""
+    """Let `device()` be `which` inside the block, in this thread: an agent polls beside its work."""
     mine: list[Device] = _here.__dict__.setdefault("devices", [])
     mine.append(which)
     _everywhere.append(which)
