@@ -13,7 +13,7 @@ LAYERS = [
     {"cli", "api", "agent", "at_boot", "deployments", "examples"},
     {"work", "through", "answers", "installing", "embedded"},
     {"recovery"},
-    {"service", "phases", "refusals", "actions"},
+    {"service", "phases", "refusals", "actions", "ends"},
     {"flows"},
     {"tasks"},
     {"diagnostics"},

@@ -1,6 +1,7 @@
 """After a restart or a kill: what was going on is finished or taken back (design: recovery at boot)."""
 
 from otaflow import errors, history
+from otaflow.ends import record_end
 from otaflow.service import Ucm
 from otaflow.tasks.step import compensate
 from otaflow.ucm.states import State
@@ -47,7 +48,7 @@ def _take_back_processing(ucm: Ucm) -> None:
     session = ucm.journal.session
     compensate(lambda intent: intent.action == session.current)
     stopped = errors.ProcessSwPackageCancelled("the processing was interrupted: a power cut, or its process was ended")
-    ucm.record(session.actions[-1], history.FAILED, error=stopped)
+    record_end(ucm.device, session.actions[-1], history.FAILED, error=stopped)
     ucm.fire("!ProcessSwPackageCancelled", error=str(stopped))
 
 

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from otaflow import errors, fault, history, progress
-from otaflow.action import NAMES, Action
+from otaflow.action import Action
+from otaflow.ends import raise_alarm, record_end
 from otaflow.errors import HealthCheckFailed, Restarting, UcmError, UndoFailed
 from otaflow.flows.clean_up import commit, disown_rest, revert
 from otaflow.flows.phase import Phase
@@ -25,7 +26,6 @@ from otaflow.refusals import as_ucm_error, processing_event
 from otaflow.tasks.configuration import kept_main_name
 from otaflow.tasks.package import metadata_of
 from otaflow.tasks.slots import kept_name
-from otaflow.tasks.step import STEPS
 from otaflow.ucm.states import RESTING, State
 from otaflow.ucm.table import TABLE, Row
 
@@ -128,13 +128,13 @@ class Ucm:
             # The checks are kept here: after a power cut the package in the cache may be gone, and the trial goes on.
             checks = [check.model_dump() for check in self._health_of(action, processed)]
         except UndoFailed as error:
-            self.record(action, history.FAILED, error=error)
+            record_end(self.device, action, history.FAILED, error=error)
             self._answer_cancel(stopped=False)
             raise
         except BaseException as error:
             refusal = as_ucm_error(error)
             if not action.facts.get("refused"):
-                self.record(action, history.FAILED, error=refusal)
+                record_end(self.device, action, history.FAILED, error=refusal)
             self.device.stop_work.clear()
             with self.deciding:
                 self._answer_cancel(stopped=isinstance(refusal, errors.ProcessSwPackageCancelled))
@@ -199,7 +199,7 @@ class Ucm:
             with self.deciding:
                 self._refuse_superseded()
                 for action, _ in self.processed():
-                    self.record(action, history.VERIFICATION_FAILED, error=failure)
+                    record_end(self.device, action, history.VERIFICATION_FAILED, error=failure)
                 self.fire("!Fail", error=str(failure))
             self.work_rollback()
             raise failure from error
@@ -323,7 +323,7 @@ class Ucm:
     def give_up(self, why: Exception) -> None:
         """Revert what is processed, which nobody will activate any more."""
         for action, _ in self.processed():
-            self.record(action, history.FAILED, error=why)
+            record_end(self.device, action, history.FAILED, error=why)
         self.revert()
 
     def work_rollback(self, origin: State | None = None) -> None:
@@ -351,7 +351,7 @@ class Ucm:
             raise refusal from error
         for action, _ in self.processed():
             # A failed verification is in the history already, and stays what it is there.
-            self.record(action, history.ROLLED_BACK)
+            record_end(self.device, action, history.ROLLED_BACK)
         self.fire("$Success")
 
     def _refuse_half_reverted(self) -> None:
@@ -393,7 +393,7 @@ class Ucm:
     def _commit(self) -> None:
         session = self.journal.session
         for place, (action, processed) in zip(session.processed, self.processed(), strict=True):
-            self.record(action, history.ACTIVATED, place=place, backup=processed["backup"])
+            record_end(self.device, action, history.ACTIVATED, place=place, backup=processed["backup"])
         self.journal.keep()
         kept = [kept_name(place) for place in session.processed]
         mains = [kept_main_name(p) for p in session.processed if session.actions[p].kind == "snapshot"]
@@ -403,7 +403,7 @@ class Ucm:
             self.run(commit, parameters)
         except Exception as error:
             # The update is committed: what could not be removed is an alarm, not a state (design).
-            self._alarm("the update is in place, but not all of its leavings could be removed", error)
+            raise_alarm(self.device, "the update is in place, but not all of its leavings could be removed", error)
 
     def _put_in_order(self) -> None:
         """Take back what a rollback left, a bounded number of times: what is still there then is an alarm, no state."""
@@ -415,7 +415,11 @@ class Ucm:
             if tries < self.device.config.health.clean_ups:
                 raise
             disown_rest(self.device)
-            self._alarm(f"the former system runs, but the update could not be taken back wholly, {tries} times", error)
+            raise_alarm(
+                self.device,
+                f"the former system runs, but the update could not be taken back wholly, {tries} times",
+                error,
+            )
 
     def _revert(self) -> None:
         if not self.journal.session.processed:
@@ -426,54 +430,12 @@ class Ucm:
             if any(self.journal.open_intents()):
                 hint = getattr(error, "hint", "")
                 self._refuse_revert(errors.NotAbleToRevertPackages(f"cannot revert: {error}", hint=hint))
-            self._alarm("all is reverted, but not all of its leavings could be removed", error)
+            raise_alarm(self.device, "all is reverted, but not all of its leavings could be removed", error)
         self.fire("$Success RevertProcessedSwPackages")
 
     def _refuse_revert(self, error: UcmError) -> None:
         self.fire(f"!{error.name} (for RevertProcessedSwPackages)", error=str(error))
         raise error
 
-    def _alarm(self, what: str, error: Exception) -> None:
-        """Into the log and the history, with all that is left; the next cleaning tries again."""
-        left = ", ".join(STEPS[intent.step].title for intent in self.journal.open_intents())
-        why = f"{what}: {error}" + (f"; still to be taken back: {left}" if left else "")
-        log.error("%s", why)
-        system = self.device.running_system()
-        self.device.history.add(
-            key=f"{self.journal.session.id}.alarm",
-            name=system.name,
-            version=system.version,
-            action="CleanUp",
-            resolution=history.FAILED,
-            error=type(error).__name__,
-            why=why,
-        )
-
     def _cleaning_came_from(self) -> State:
         return State([t["from"] for t in self.journal.session.transitions if t["to"] == State.CLEANING_UP][-1])
-
-    def record(
-        self,
-        action: Action,
-        resolution: str,
-        *,
-        error: Exception | None = None,
-        place: int | None = None,
-        backup: str = "",
-    ) -> None:
-        """Put the action's end into the history, once."""
-        session = self.journal.session
-        place = session.place(action) if place is None else place
-        self.device.history.add(
-            key=f"{session.id}.{place}",
-            session=session.id,
-            name=action.name,
-            version=action.version,
-            update_number=action.update_number,
-            action=NAMES[action.kind],
-            resolution=resolution,
-            from_version=str(action.facts.get("from_version", "")),
-            error=type(error).__name__ if error else "",
-            why=str(error) if error else "",
-            backup=backup,
-        )
