@@ -29,7 +29,7 @@ from otaflow.ucm.states import State
 
 log = logging.getLogger("otaflow.runs")
 
-BREATH_SECONDS = 0.02
+BREATH_SECONDS = 0.15
 """A phase that begins with a state is told before the state, but not before its session is there: somebody waits."""
 PATIENCE_SECONDS = 5.0
 """How long a phase waits for its turn to be told."""
