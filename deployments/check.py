@@ -16,6 +16,7 @@ from pydantic import Field
 from otaflow import answers, installing, work
 from otaflow.deployments import runs
 from otaflow.errors import HealthCheckFailed, OtaflowError
+from otaflow.flows import waiting
 from otaflow.flows.check import Polled, poll
 from otaflow.platform.device import Device, using
 from otaflow.policy import words
@@ -66,7 +67,7 @@ async def _poll(device: Device, run: str) -> Polled:
             asked = [polled.waits.offer]
         if polled.waits and polled.waits.until and run:
             runs.poll_again(run, polled.waits.offer.content, polled.waits.until)
-        runs.end_waiting(device)
+        waiting.end_waiting(device)
     return polled
 
 
@@ -89,8 +90,8 @@ async def _ask_user(device: Device, offer: Offer) -> None:
 def _waits_here(device: Device, polled: Polled, run: str) -> bool:
     """Whether it is this run that waits for the answer: no other one does, or that one is gone."""
     assert polled.waits is not None
-    waiting = answers.waiting_run(device, polled.waits.offer)
-    if waiting and waiting != run and runs.is_waiting(UUID(waiting)):
+    there = answers.waiting_run(device, polled.waits.offer)
+    if there and there != run and waiting.is_waiting(UUID(there)):
         return False
     answers.wait_in(device, polled.waits.offer, run)
     return True

@@ -7,16 +7,12 @@ from uuid import UUID
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import StateType
-from prefect.context import FlowRunContext
-from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelled, Scheduled
+from prefect.states import Scheduled
 
 from otaflow import answers
 from otaflow.errors import OtaflowError
-from otaflow.platform.device import Device, using
+from otaflow.platform.device import Device
 from otaflow.platform.labels import read_label
-from otaflow.tasks.policy import take_pointless_runs
 
 log = logging.getLogger("otaflow.runs")
 
@@ -80,51 +76,6 @@ def write_report(device: Device, title: str, last: int = 10) -> str:
             for one in decisions
         ]
     return "\n".join(lines)
-
-
-def is_waiting(run: UUID) -> bool:
-    """Whether that run is there, and suspended."""
-    with get_client(sync_client=True) as client:
-        try:
-            state = client.read_flow_run(run).state
-        except ObjectNotFound:
-            return False
-    return state is not None and state.type is StateType.PAUSED
-
-
-def resume(run: str, choice: str) -> bool:
-    """Let a run that waits go on with the answer; whether it could be told. Else the next poll acts on the answer."""
-    try:
-        if not is_waiting(UUID(run)):
-            return False
-        with get_client(sync_client=True) as client:
-            client.resume_flow_run(UUID(run), run_input={"when": choice})
-    except Exception as error:
-        log.warning("cannot resume the run that waits for the answer: %s; the next poll acts on it", error)
-        return False
-    return True
-
-
-def end_waiting(device: Device) -> None:
-    """End the runs that wait for an answer to what is in place now, or to what nobody offers any more."""
-    with using(device):
-        pointless = take_pointless_runs()
-    if not pointless:
-        return
-    own = FlowRunContext.get()
-    with get_client(sync_client=True) as client:
-        for run in pointless:
-            if own and own.flow_run and str(own.flow_run.id) == run:
-                continue
-            try:
-                state = client.read_flow_run(UUID(run)).state
-            except ObjectNotFound:
-                continue
-            if state and state.type is StateType.PAUSED:
-                ended: Any = Cancelled(
-                    name="Superseded", message="what it asked about is in place, or not offered any more"
-                )
-                client.set_flow_run_state(UUID(run), ended, force=True)
 
 
 def poll_again(run: str, content: str, when: datetime) -> None:

@@ -11,7 +11,8 @@ SOURCE = ROOT / "src" / "otaflow"
 
 LAYERS = [
     {"cli", "api", "agent", "at_boot", "deployments", "examples"},
-    {"work", "through", "answers", "installing", "embedded"},
+    {"answers", "installing"},
+    {"work", "through", "embedded"},
     {"recovery"},
     {"service", "phases", "refusals", "actions", "ends"},
     {"flows"},

@@ -9,6 +9,7 @@ from otaflow.policy.consent import Answer, Choice
 from otaflow.policy.decide import Decision
 from otaflow.policy.offer import Offer
 from otaflow.tasks import policy
+from otaflow.work import prepare_prefect
 
 Through = Literal["prefect", "command", "interface"]
 
@@ -39,6 +40,17 @@ def give(device: Device, offer: Offer, choice: str, *, by: str, through: Through
             days=device.config.policy.consent_days,
             windows=policy.windows(),
         )
+
+
+def resume(device: Device, offer: Offer, choice: str) -> None:
+    """Let the run that waits for the answer go on, where Prefect can be reached; else the next poll acts on it."""
+    run = waiting_run(device, offer)
+    if not run:
+        return
+    prepare_prefect(device)
+    from otaflow.flows.waiting import resume
+
+    resume(run, choice)
 
 
 def withdraw(device: Device, offer: Offer) -> Answer | None:

@@ -210,6 +210,29 @@ class Client:
         """CleanUp: the ids of the backups whose full copy or snapshot went."""
         return list(self._post("/otaflow/CleanUp")["removed"])
 
+    # --- the update policy ----------------------------------------------------------------------------------------
+
+    def get_offers(self) -> list[Fields]:
+        """GetOffers: what is on offer, what a poll would do with it, and why (docs/policy.md)."""
+        return _list(self._post("/otaflow/GetOffers"), "offers")
+
+    def consent(self, choice: str, version: str = "", by: str = "somebody") -> None:
+        """Consent: `now`, `at-next-restart`, `in-window`, `not-this-one`, or `withdraw`."""
+        self._post("/otaflow/Consent", choice=choice, version=version, by=by)
+
+    def get_messages(self, reader: str | None = None, after: int = 0) -> list[Fields]:
+        """GetMessages: `[{id, time, kind, package, version, text, facts}]`, oldest first."""
+        return _list(self._post("/otaflow/GetMessages", reader=reader, after=after), "messages")
+
+    def watch_messages(self, reader: str | None = None, after: int = 0) -> Iterator[Fields]:
+        """Each message, those that are there first. Ends when the agent stops; raises Offline when it is cut off."""
+        asked = {"after": str(after)} | ({"reader": reader} if reader else {})
+        yield from self._stream("/otaflow/GetMessages/events", asked)
+
+    def acknowledge_message(self, reader: str, id: int) -> None:
+        """AcknowledgeMessage: all messages up to `id` were taken."""
+        self._post("/otaflow/AcknowledgeMessage", reader=reader, id=id)
+
     # --- reports --------------------------------------------------------------------------------------------------
 
     def get_sw_cluster_info(self) -> list[Fields]:
@@ -267,9 +290,12 @@ class Client:
         raise OtaflowError(f"cannot use {self.place}: it answered {response.status_code}, and not as an agent does")
 
     def _events(self) -> Iterator[Fields]:
+        yield from self._stream("/ucm/CurrentStatus/events", {"current": "true"})
+
+    def _stream(self, path: str, query: dict[str, str]) -> Iterator[Fields]:
         with self._converting():
             timeout = httpx.Timeout(CONNECT, read=SILENCE)
-            asked = self._http.stream("GET", "/ucm/CurrentStatus/events", params={"current": "true"}, timeout=timeout)
+            asked = self._http.stream("GET", path, params=query, timeout=timeout)
             with asked as response:
                 if response.status_code != 200:
                     response.read()

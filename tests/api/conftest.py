@@ -40,6 +40,36 @@ class Feed:
             return None
 
 
+class Words:
+    """The stub's policy: one offer, one message; it remembers what was said."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[Any, ...]] = []
+
+    def offers(self) -> list[dict[str, Any]]:
+        offer = {"name": "system", "version": "1.1.0", "content": "c0ffee", "bytes": 10, "priority": False}
+        reasons = [{"name": "unanswered", "text": "the user has not answered yet", "until": None}]
+        return [offer | {"description": "", "verdict": "ask", "reasons": reasons}]
+
+    def consent(self, choice: str, version: str, by: str) -> None:
+        if version not in ("", "1.1.0"):
+            raise errors.OperationNotPermitted(f"cannot answer: {version} is not on offer")
+        self.said.append((choice, version, by))
+
+    def messages(self, reader: str, after: int) -> list[dict[str, Any]]:
+        message = {"id": 1, "time": "2026-01-31T12:00:00.000Z", "kind": "available", "package": "system"}
+        found = [message | {"version": "1.1.0", "text": "grüß Gott", "facts": {}}]
+        return [one for one in found if one["id"] > after]
+
+    def mark(self) -> object:
+        return 1
+
+    def acknowledge(self, reader: str, id: int) -> None:
+        if id != 1:
+            raise errors.OperationNotPermitted(f"cannot acknowledge message {id}: the newest is 1")
+        self.said.append((reader, id))
+
+
 @dataclass
 class Stub:
     """A `UcmService` for tests of the format: it takes the table's way, and its work is done when a test says so.
@@ -57,6 +87,7 @@ class Stub:
     feeds: list[Feed] = field(default_factory=list)
     quota: int = 10**9
     lock: Any = field(default_factory=threading.RLock)
+    policy: Words = field(default_factory=Words)
 
     def status(self) -> dict[str, Any]:
         return {"status": self.state, "session": None if self.state is State.IDLE else "session-1"}

@@ -17,6 +17,7 @@ from otaflow.action import Action
 from otaflow.actions import Way, find_way_back
 from otaflow.agent.house import House
 from otaflow.agent.packages import accept, accept_removal, find_action, find_removal
+from otaflow.agent.policy import Policy
 from otaflow.agent.reports import Report, report_changes, report_clusters, report_history, report_packages
 from otaflow.agent.subscription import Subscription
 from otaflow.agent.visible import Shown, Visible
@@ -50,6 +51,7 @@ class Agent:
             device.cache / "transfers", quota=bounds.quota_bytes, timeout_seconds=bounds.timeout_seconds
         )
         self.logs = PackageLogs(device.nvm / "packages")
+        self.policy = Policy(device)
         self._connect = connect
         self.worker = Worker(self.ucm)
         self.house = House(self.ucm, self.transfers, self.worker, self._show if connect else None)

@@ -6,7 +6,7 @@ Nothing of a request reaches the service before all of it was checked. No body i
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -35,6 +35,7 @@ log = logging.getLogger("otaflow.api")
 BLOCK_BYTES = 16 * 2**20
 BLOCKS = 4  # that are in memory at once, whoever sends them: with BLOCK_BYTES, 64 MiB
 JSON_BYTES = 64 * 1024
+LOOK = 0.5  # seconds between two looks for new messages
 THREADS = 8  # for calls that are answered in a moment, and as many again for blocks and the checking of packages
 
 T = TypeVar("T")
@@ -52,11 +53,17 @@ class Interface:
         self.service = service
         self._blocks = Buffers(block_size, BLOCKS)
         self.watchers = Watchers(service)
+        self._closed = False
         self._moments = ThreadPoolExecutor(THREADS, "ucm-call")
         self._long = ThreadPoolExecutor(THREADS, "ucm-transfer")
 
-    def close(self) -> None:
+    def end_streams(self) -> None:
+        """Let every stream of events end."""
+        self._closed = True
         self.watchers.close()
+
+    def close(self) -> None:
+        self.end_streams()
         self._moments.shutdown(wait=False, cancel_futures=True)
         self._long.shutdown(wait=False, cancel_futures=True)
 
@@ -97,6 +104,29 @@ class Interface:
         taken = take_query(request, models.EventsIn)
         return EventStream(await self.watchers.watch(current=taken.current))
 
+    async def messages(self, request: Request) -> Response:
+        """GET /otaflow/GetMessages/events."""
+        taken = take_query(request, models.MessagesIn)
+        return EventStream(self._read(taken.reader or "", taken.after))
+
+    async def _read(self, reader: str, after: int) -> AsyncGenerator[bytes]:
+        """Each message as a server-sent event, a comment when it is quiet."""
+        yield b": reading\n\n"
+        seen: object = None
+        quiet = 0.0
+        while not self._closed:
+            mark = self.service.policy.mark()
+            if mark != seen:
+                seen = mark
+                for message in await self._call(False, self.service.policy.messages, reader, after):
+                    after = message["id"]
+                    yield f"id: {after}\ndata: {json.dumps(message)}\n\n".encode()
+            await asyncio.sleep(LOOK)
+            quiet += LOOK
+            if quiet >= self.watchers.heartbeat:
+                quiet = 0.0
+                yield b": still there\n\n"
+
     async def _call(self, long: bool, function: Callable[..., T], *arguments: Any) -> T:
         pool = self._long if long else self._moments
         return await asyncio.get_running_loop().run_in_executor(pool, partial(function, *arguments))
@@ -116,6 +146,7 @@ def make_app(service: UcmService, *, credentials: Credentials | None = None, blo
     _add(app, "/ucm/TransferData", take, **describe(TRANSFER_DATA, block_size))
     _add(app, "/ucm/CurrentStatus", answering(interface.status), **describe_status())
     _add(app, "/ucm/CurrentStatus/events", answering(interface.events), include_in_schema=False)
+    _add(app, "/otaflow/GetMessages/events", answering(interface.messages), include_in_schema=False)
     schema = app.openapi()
     page = render_page()
 

@@ -112,6 +112,34 @@ class EventsIn(Taken):
     current: bool = Field(default=False, strict=False, description="Send the present status first.")
 
 
+Choice = Literal["now", "at-next-restart", "in-window", "not-this-one", "withdraw"]
+Reader = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="The application's name.")]
+Number = Annotated[int, Field(ge=0, le=2**53), BeforeValidator(_whole)]
+
+
+class ConsentIn(Taken):
+    choice: Choice = Field(description="When it may be installed; `withdraw` takes the answer back.")
+    version: Annotated[str, Field(max_length=255)] = Field(
+        default="", description="Which of the updates on offer; the next one otherwise."
+    )
+    by: Annotated[str, Field(max_length=80)] = Field(default="somebody", description="Who says so.")
+
+
+class GetMessagesIn(Taken):
+    reader: Reader | None = Field(default=None, description="Only what this application has not acknowledged.")
+    after: Number = Field(default=0, description="Only messages with a higher id.")
+
+
+class MessagesIn(Taken):
+    reader: Reader | None = None
+    after: int = Field(default=0, ge=0, le=2**53, strict=False)
+
+
+class AcknowledgeIn(Taken):
+    reader: Reader
+    id: Annotated[Number, Field(description="The newest message that it has taken.")]
+
+
 class Given(BaseModel):
     """What a client gets; more may be added."""
 
@@ -146,6 +174,41 @@ class TransferDataOut(Given):
 
 class CleanedUp(Given):
     removed: list[str] = Field(description="The ids of the backups whose full copy or snapshot went.")
+
+
+class Reason(Given):
+    name: str
+    text: str = Field(description="For a person.")
+    until: str | None = Field(description="How long it holds, where that is known.")
+
+
+class Offer(Given):
+    name: str
+    version: str
+    content: str = Field(description="The SHA-256 of the signed package: what an answer is bound to.")
+    bytes: int
+    priority: bool
+    description: str
+    verdict: Literal["install", "ask", "wait", "refuse"] = Field(description="What a poll would do now.")
+    reasons: list[Reason]
+
+
+class Offers(Given):
+    offers: list[Offer]
+
+
+class Message(Given):
+    id: int
+    time: str = Field(json_schema_extra={"format": "date-time"})
+    kind: str
+    package: str
+    version: str
+    text: str = Field(description="For a person.")
+    facts: dict[str, Any]
+
+
+class Messages(Given):
+    messages: list[Message]
 
 
 class Progress(Given):

@@ -75,7 +75,7 @@ class Server:
         for server in self._servers:
             server.should_exit = True
         with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self.app.state.interface.watchers.close)
+            self._loop.call_soon_threadsafe(self.app.state.interface.end_streams)
         self._thread.join()
         self._thread = None
         self.app.state.interface.close()

@@ -21,12 +21,31 @@ class Subscription(Protocol):
         """The next change, `{"status", "session"}`; None when there was none in `timeout` seconds."""
 
 
+class PolicyService(Protocol):
+    """What the user and the applications say and are told. Any thread may call any method."""
+
+    def offers(self) -> list[Fields]: ...
+
+    def consent(self, choice: str, version: str, by: str) -> None: ...
+
+    def messages(self, reader: str, after: int) -> list[Fields]:
+        """Later than `after`, and not acknowledged by `reader`; oldest first."""
+
+    def mark(self) -> object:
+        """Another one whenever there may be a new message; answers at once."""
+
+    def acknowledge(self, reader: str, id: int) -> None: ...
+
+
 class UcmService(Protocol):
     """The agent, as the interface sees it. Any thread may call any method.
 
     The methods that give a Future raise at once what the state forbids; the Future is done when the call is to be
     answered, and giving up waiting for it changes nothing.
     """
+
+    @property
+    def policy(self) -> PolicyService: ...
 
     def status(self) -> Fields:
         """`{"status": "Idle", "session": None | str}`."""

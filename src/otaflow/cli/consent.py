@@ -1,16 +1,12 @@
 """`otaflow consent` and `otaflow inbox`: what the user says to an update, and the device to its applications."""
 
 import getpass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import cyclopts
 from cyclopts import Parameter
 
 from otaflow.cli.common import ConfigFile, Json, load_device, print_json
-
-if TYPE_CHECKING:
-    from otaflow.platform.device import Device
-    from otaflow.policy.offer import Offer
 
 Choice = Literal["now", "at-next-restart", "in-window", "not-this-one", "withdraw", "show"]
 
@@ -39,7 +35,7 @@ def consent(
             answers.withdraw(device, offer)
         else:
             answers.give(device, offer, choice, by=by or getpass.getuser(), through="command")
-            _resume(device, offer, choice)
+            answers.resume(device, offer, choice)
     decisions = answers.decisions(device)
     if json:
         print_json({"offers": answers.records(decisions)})
@@ -48,19 +44,6 @@ def consent(
         print("\n".join(explain(decision)))
     if not decisions:
         print("nothing is on offer; `otaflow check` looks for updates")
-
-
-def _resume(device: "Device", offer: "Offer", choice: str) -> None:
-    """The run that waits for the answer goes on with it, where Prefect can be reached; else the next poll does."""
-    from otaflow import answers, work
-
-    run = answers.waiting_run(device, offer)
-    if not run:
-        return
-    work.prepare_prefect(device)
-    from otaflow.deployments import runs
-
-    runs.resume(run, choice)
 
 
 inbox = cyclopts.App(name="inbox", help="Read what the device tells its applications.")

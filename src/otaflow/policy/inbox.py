@@ -134,10 +134,10 @@ class Inbox:
         end = time.monotonic() + timeout
         with self._changed:
             while True:
-                seen = self._look()
+                seen = self.mark()
                 if found := self.read(after, reader):
                     return found
-                while self._look() == seen:
+                while self.mark() == seen:
                     left = end - time.monotonic()
                     if left <= 0:
                         return []
@@ -196,7 +196,7 @@ class Inbox:
         content.shrink(self._size)
         self._file.replace(content.records())
 
-    def _look(self) -> tuple[int, int]:
+    def mark(self) -> tuple[int, int]:
         """What changes whenever the file does."""
         try:
             state = self._file.path.stat()

@@ -1,0 +1,51 @@
+"""What the user and the applications of a device say and are told, over the agent's interface."""
+
+from typing import Any
+
+from otaflow import answers
+from otaflow.errors import ConfigError, OperationNotPermitted, OtaflowError, UcmError
+from otaflow.platform.device import Device
+from otaflow.policy.memory import Memory
+
+Fields = dict[str, Any]
+
+
+class Policy:
+    """The update policy of `device` as the interface has it. Any thread may call any method."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self._inbox = Memory(device.nvm, device.config.notices.inbox_size).inbox
+
+    def offers(self) -> list[Fields]:
+        """What is on offer as of the last poll, what a poll would do with it now, and why."""
+        return answers.records(answers.decisions(self.device))
+
+    def consent(self, choice: str, version: str, by: str) -> None:
+        """The user's answer to the next offer, or to that of `version`. Raises OperationNotPermitted."""
+        offer = answers.find_open(self.device, version)
+        if choice == "withdraw":
+            answers.withdraw(self.device, offer)
+            return
+        try:
+            answers.give(self.device, offer, choice, by=by, through="interface")
+        except ConfigError as error:
+            raise OperationNotPermitted(str(error), hint=error.hint) from error
+        answers.resume(self.device, offer, choice)
+
+    def messages(self, reader: str, after: int) -> list[Fields]:
+        """The messages later than `after` that `reader` has not acknowledged, oldest first."""
+        return [message.record() for message in self._inbox.read(after, reader)]
+
+    def mark(self) -> object:
+        """Changes whenever there may be a new message; costs nothing to ask."""
+        return self._inbox.mark()
+
+    def acknowledge(self, reader: str, id: int) -> None:
+        """`reader` has taken all messages up to `id`. Raises OperationNotPermitted for one that was never posted."""
+        try:
+            self._inbox.acknowledge(reader, id)
+        except UcmError:
+            raise
+        except OtaflowError as error:
+            raise OperationNotPermitted(str(error), hint=error.hint) from error
