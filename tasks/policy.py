@@ -11,13 +11,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from otaflow import history
-from otaflow.platform.device import device
+from otaflow.platform.device import Device, device
 from otaflow.policy import notices, words
 from otaflow.policy.decide import Decision
 from otaflow.policy.failures import WAYS_BACK
 from otaflow.policy.inbox import Kind
 from otaflow.policy.memory import Memory
-from otaflow.policy.moments import as_text
+from otaflow.policy.moments import as_moment, as_text
 from otaflow.policy.offer import Offer
 from otaflow.policy.store import Store
 from otaflow.policy.windows import Window, Windows
@@ -91,6 +91,12 @@ def offers() -> list[Offer]:
     return [
         Offer.from_record(found[content]) for content in stored.get("open", {}).get("contents", []) if content in found
     ]
+
+
+def last_poll(which: Device) -> datetime | None:
+    """When the device was polled last; None where it never was."""
+    text = Store(which.nvm / "policy" / "told").read().get("poll", {}).get("time")
+    return as_moment(text) if text else None
 
 
 # --- diamonds ---------------------------------------------------------------------------------------------------------

@@ -42,17 +42,21 @@ def agent(*, config: ConfigFile = None) -> None:
 def running_agent(device: "Device") -> "Iterator[Agent]":
     """The device's agent and its interface, until the block ends; work in hand is drained then."""
     from otaflow.agent.agent import Agent
+    from otaflow.agent.overdue import Overdue
     from otaflow.api.app import make_app
     from otaflow.api.serve import Server, load_credentials
 
     the_agent = Agent(device, connect=lambda: _connect(device))
     the_agent.start()
     server = Server(make_app(the_agent, credentials=load_credentials(device.config)), device.config)
+    overdue = Overdue(device)
     try:
         server.start()
         print(f"{device.config.device.name}: {the_agent.status()['status']}, answering on {server.socket}", flush=True)
+        overdue.start()
         yield the_agent
         server.stop()
+        overdue.stop()
     finally:
         the_agent.stop(DRAIN_SECONDS)
 
