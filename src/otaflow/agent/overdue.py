@@ -1,0 +1,89 @@
+"""Polls of the agent's own: while Prefect is away nobody starts them, and the device goes on looking for updates.
+
+Only a device that was polled before polls by itself, and only while the API does not answer: a deployment that somebody
+paused stays paused. Such a poll is no run; the session of an update that it begins is told to Prefect later.
+"""
+
+import logging
+import os
+import socket
+import threading
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from urllib.parse import urlsplit
+
+from otaflow import installing
+from otaflow.errors import OtaflowError
+from otaflow.flows.check import poll
+from otaflow.platform.device import Device, using
+from otaflow.tasks.policy import last_poll
+
+log = logging.getLogger("otaflow.agent")
+
+LOOK_SECONDS = 60.0
+REACH_SECONDS = 3.0
+PATIENCE = 1.5
+"""So many intervals after the last poll the next one is overdue."""
+
+
+class Overdue:
+    """Looks now and then whether a poll is overdue, in a thread of its own."""
+
+    def __init__(self, device: Device, look_seconds: float = LOOK_SECONDS) -> None:
+        self.device = device
+        self.look_seconds = look_seconds
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="otaflow-overdue", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, seconds: float = 60.0) -> None:
+        """End; a poll that is going on has `seconds`. What it began is the agent's to carry on."""
+        self._ended.set()
+        self._thread.join(seconds)
+
+    def look(self, now: datetime) -> bool:
+        """Poll if it is overdue; whether it was. Never raises: the poll has reported what failed."""
+        device = Device(self.device.config)  # a look from beside: the agent works on its own one
+        with using(device):
+            if not is_overdue(device, now) or prefect_answers():
+                return False
+            log.warning("Prefect is away and a poll is overdue: this device polls by itself")
+            try:
+                polled = poll(device.config.update.use, partial(installing.install, device))
+            except OtaflowError as error:
+                log.warning("the poll failed: %s", error)
+            else:
+                log.info("the poll ended: %s", polled.name)
+        return True
+
+    def _run(self) -> None:
+        while not self._ended.wait(self.look_seconds):
+            try:
+                self.look(datetime.now(UTC))
+            except Exception:
+                log.exception("cannot look whether a poll is overdue")
+
+
+def is_overdue(device: Device, now: datetime) -> bool:
+    """Whether the last poll is too long ago, or in a future that a wrong clock made. Not before the first one."""
+    last = last_poll(device)
+    if last is None:
+        return False
+    settings = device.config.poll
+    wait = timedelta(minutes=PATIENCE * settings.interval_minutes + settings.jitter_minutes)
+    return now - last > wait or last - now > wait
+
+
+def prefect_answers() -> bool:
+    """Whether anybody listens where PREFECT_API_URL leads; without it there is no server to wait for."""
+    url = urlsplit(os.environ.get("PREFECT_API_URL", ""))
+    if not url.hostname:
+        return False
+    try:
+        port = url.port or (443 if url.scheme == "https" else 80)
+        socket.create_connection((url.hostname, port), timeout=REACH_SECONDS).close()
+    except OSError:
+        return False
+    return True
