@@ -14,7 +14,7 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from otaflow import answers, installing, work
-from otaflow.deployments import runs
+from otaflow.deployments import runs, turns
 from otaflow.errors import HealthCheckFailed, OtaflowError
 from otaflow.flows import waiting
 from otaflow.flows.check import Polled, poll
@@ -34,18 +34,30 @@ class Consent(RunInput):
 
 
 @flow(name="check", persist_result=False)
-async def check(config: str | None = None, source: str | None = None) -> Any:
+async def check(config: str | None = None, source: str | None = None, jitter_minutes: float = 0) -> Any:
     """Look for updates, tell the user, and install what may be installed.
 
     An update that needs the user's answer suspends the run: Resume shows a form. The run ends as "Up to date",
     "Installed", "Not now" (it says why), or failed. `config` is the device's configuration file, `source` one of its
-    sources.
+    sources. A run that a schedule asked for begins up to `jitter_minutes` later.
     """
     device = work.load_device(Path(config) if config else None, source)
     context = FlowRunContext.get()
     run = str(context.flow_run.id) if context and context.flow_run and context.flow_run.deployment_id else ""
+    if run and jitter_minutes and (instead := turns.wait_for_turn(run, timedelta(minutes=jitter_minutes))):
+        return instead
     try:
         polled = await _poll(device, run)
+    except OtaflowError as error:
+        return _ended_badly(error)
+    return Completed(name=polled.name, message=_say(polled))
+
+
+def poll_alone(device: Device) -> Any:
+    """The same without Prefect, for a device whose API is away: how it ended, as the run's state would be."""
+    try:
+        with using(device):
+            polled = poll(device.config.update.use, partial(installing.install, device))
     except OtaflowError as error:
         return _ended_badly(error)
     return Completed(name=polled.name, message=_say(polled))

@@ -10,6 +10,7 @@ from otaflow.agent.runner import Deployed
 from otaflow.config import Config
 from otaflow.deployments.check import check
 from otaflow.deployments.clean_up import clean_up
+from otaflow.deployments.diagnostics import send_diagnostics
 from otaflow.deployments.install import install
 from otaflow.deployments.report import report
 from otaflow.deployments.rollback import rollback
@@ -37,6 +38,7 @@ def deployed(config: Config, file: Path | None) -> list[Deployed]:
         Deployed(install, name, parameters, tags=tags),
         Deployed(rollback, name, parameters, tags=tags),
         Deployed(clean_up, name, parameters, Cron("30 3 * * *"), tags=tags),
+        Deployed(send_diagnostics, name, parameters, tags=tags),
         Deployed(report, name, parameters, tags=tags),
     ]
 

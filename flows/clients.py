@@ -20,10 +20,13 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.objects import State as RunState
 from prefect.client.schemas.responses import OrchestrationResult, SetStateStatus, StateAcceptDetails
 from prefect.context import AsyncClientContext, SyncClientContext
+from prefect.settings import get_current_settings
 
 log = logging.getLogger("otaflow.runs")
 
 REACH_SECONDS = 3.0
+READY_SECONDS = 10.0
+"""How long a server may take to say that it is ready."""
 BUSY_SECONDS = 0.02
 """How long a server rests that is busy; three times as long each time it is busy again."""
 
@@ -50,6 +53,23 @@ def expect_api(client: SyncPrefectClient) -> None:
         return  # only the proxy knows
     port = url.port or (443 if url.scheme == "https" else 80)
     socket.create_connection((url.host, port), timeout=REACH_SECONDS).close()
+
+
+def is_away() -> bool:
+    """Whether a Prefect API is named and cannot be used now, its database included.
+
+    Where none is named, Prefect starts one of its own.
+    """
+    if get_current_settings().api.url is None:
+        return False
+    try:
+        with get_client(httpx_settings={"timeout": READY_SECONDS}, sync_client=True) as client:
+            expect_api(client)
+            client.request("GET", "/ready")
+    except Exception as error:
+        log.warning("cannot reach Prefect's API now: %s", error)
+        return True
+    return False
 
 
 def is_api_trouble(error: BaseException) -> bool:

@@ -2,9 +2,11 @@
 
 import asyncio
 import sys
+from pathlib import Path
 from typing import Any
 
 from otaflow.cli.common import ConfigFile, Json, Source, load_device, print_json
+from otaflow.platform.device import Device
 from otaflow.work import prepare_prefect
 
 
@@ -12,18 +14,31 @@ def poll(*, config: ConfigFile = None, source: Source = None, json: Json = False
     """Look for updates, tell the user, and install what may be installed; see `otaflow consent` for the answer.
 
     What a timer starts: unlike `otaflow update`, which installs what is new because somebody says so, it asks first
-    (`policy.ask`), keeps to the maintenance windows, and leaves alone for a while what failed.
+    (`policy.ask`), keeps to the maintenance windows, and leaves alone for a while what failed. While the Prefect server
+    that PREFECT_API_URL names is away, it does the same without it.
     """
     device = load_device(config, source)
     prepare_prefect(device)
-    from otaflow.deployments.check import check
-
-    file = str(config.absolute()) if config else None
-    run: Any = check(config=file, source=source, return_state=True)
-    state = asyncio.run(run)
+    state = _poll(device, config, source)
     if json:
         print_json({"end": state.name, "message": state.message, "failed": state.is_failed()})
     else:
         print(f"{state.name}: {state.message}" if state.message != state.name else state.name)
     if not state.is_completed():
         sys.exit(1)
+
+
+def _poll(device: Device, config: Path | None, source: str | None) -> Any:
+    """The state in which the poll ended: as a run, or without one where Prefect's API is away or goes away."""
+    from otaflow.deployments.check import check, poll_alone
+    from otaflow.flows.clients import is_api_trouble, is_away
+
+    if is_away():
+        return poll_alone(device)
+    run: Any = check(config=str(config.absolute()) if config else None, source=source, return_state=True)
+    try:
+        return asyncio.run(run)
+    except Exception as error:
+        if not is_api_trouble(error):
+            raise
+        return poll_alone(device)
