@@ -5,10 +5,12 @@ another one.
 """
 
 import json
+import logging
 import os
 import secrets
 import socket
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -22,6 +24,9 @@ from otaflow.platform.run import Server, is_running, start, stop
 
 START_SECONDS = 120.0
 USER = "otaflow"
+WATCH_SECONDS = 5.0
+
+log = logging.getLogger("otaflow.prefect")
 
 
 class Embedded:
@@ -32,6 +37,8 @@ class Embedded:
         self.port = device.config.prefect.port
         self.url = f"http://127.0.0.1:{self.port}"
         self._server: Server | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="otaflow-prefect", daemon=True)
 
     @property
     def login(self) -> str:
@@ -43,7 +50,14 @@ class Embedded:
         return path.read_text().strip()
 
     def start(self) -> None:
-        """Start it, and return when it answers. Raises OtaflowError with its last words when it does not."""
+        """Start it, and return when it answers; from then on it is started again when it dies, until `stop`.
+
+        Raises OtaflowError with its last words when it does not answer.
+        """
+        self._start()
+        self._thread.start()
+
+    def _start(self) -> None:
         if _listens(self.port):
             raise OtaflowError(
                 f"cannot start Prefect's server: another program listens on port {self.port}",
@@ -64,20 +78,32 @@ class Embedded:
         log.unlink(missing_ok=True)
         self._server = start(program, env=environment, log=log)
         self._wait()
-        record = {"url": f"{self.url}/api", "port": self.port}
+        record = {"url": f"{self.url}/api", "port": self.port, "pid": self._server.pid}
         write_atomic(self.folder / "server.json", json.dumps(record).encode())
         use(self.folder)
 
     def stop(self) -> None:
         """End it."""
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join(START_SECONDS)
         (self.folder / "server.json").unlink(missing_ok=True)
         if self._server:
             stop(self._server)
 
+    def _watch(self) -> None:
+        while not self._ended.wait(WATCH_SECONDS):
+            if self._server and not is_running(self._server):
+                log.warning("Prefect's server has died, and is started again")
+                try:
+                    self._start()
+                except OtaflowError as error:
+                    log.warning("%s", error)
+
     def _wait(self) -> None:
         assert self._server is not None
         end = time.monotonic() + START_SECONDS
-        while is_running(self._server) and time.monotonic() < end:
+        while is_running(self._server) and time.monotonic() < end and not self._ended.is_set():
             if self._answers():
                 return
             time.sleep(0.1)
