@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from update_world import World
 from otaflow.cli.demo_site import Site, prefect_environment
 from otaflow.platform.run import Server, stop
 
-SECONDS = 60.0
+SECONDS = 180.0
 
 
 class Api:
@@ -32,9 +33,15 @@ class Api:
         request = urllib.request.Request(
             f"{self.url}/{path}", data=data, headers={"Content-Type": "application/json"}, method=method
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            content = answer.read()
-        return json.loads(content) if content else None
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    content = answer.read()
+                return json.loads(content) if content else None
+            except urllib.error.HTTPError as error:
+                if error.code != 503:  # SQLite has one writer; who comes second asks again
+                    raise
+                time.sleep(0.1)
 
     def runs(self, world: World) -> list[dict[str, Any]]:
         """The session runs of one test's device, the oldest first."""
