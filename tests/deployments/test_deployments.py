@@ -49,6 +49,7 @@ def prefect(site: Site) -> Prefect:
             **prefect_environment(site.folder),
             "PREFECT_API_URL": f"{site.record['ui']}/api",
             "OTAFLOW_FOLDER": str(ROOT),
+            "OTAFLOW_DEVICE": "device",
         }
         done = subprocess.run(
             [sys.executable, "-m", "prefect", *arguments],
@@ -104,15 +105,6 @@ def session_states(site: Site) -> list[list[str]]:
     return [[state["name"] for state in sorted(one, key=lambda s: s["timestamp"])] for one in states]
 
 
-def test_three_deployments(deployed: Site) -> None:
-    names = {(one["name"], one["entrypoint"]) for one in ask(deployed, "deployments/filter", {})}
-    assert names == {
-        ("device", "deployments/update.py:update"),
-        ("device", "deployments/rollback.py:rollback"),
-        ("device", "deployments/clean_up.py:clean_up"),
-    }
-
-
 def test_update_roll_back_and_clean_up(deployed: Site, prefect: Prefect) -> None:
     """One device's way: each run does its work, and each session's states are there to see."""
     slot = deployed.device / "slots"
@@ -126,8 +118,16 @@ def test_update_roll_back_and_clean_up(deployed: Site, prefect: Prefect) -> None
     assert (slot / Device(load(deployed.config)).boot.running() / "share" / "words").read_text() == "hello\n"
     assert session_states(deployed) == [WHOLE, WHOLE]
 
-    cleaned = run_deployment(deployed, prefect, "clean up backups/device")
-    assert cleaned["state"]["name"] == "Completed", cleaned["state"]["message"]
+    for name in ("clean up backups", "send diagnostics"):
+        run = run_deployment(deployed, prefect, f"{name}/device")
+        assert run["state"]["name"] == "Completed", run["state"]["message"]
+
+
+def test_a_file_is_installed(deployed: Site, prefect: Prefect) -> None:
+    file = deployed.folder / "packages" / "demo-system-1.1.0.nsu"
+    run = run_deployment(deployed, prefect, "install a file/device", file=str(file))
+    assert run["state"]["name"] == "Completed", run["state"]["message"]
+    assert Device(load(deployed.config)).running_system().version == "1.1.0"
 
 
 def test_a_way_that_is_not_whole_changes_nothing(deployed: Site, prefect: Prefect) -> None:

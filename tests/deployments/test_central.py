@@ -1,0 +1,169 @@
+"""Devices on a central Prefect server with PostgreSQL: a work queue and a process worker for each; the server goes."""
+
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from central import Central, Served, find_postgres, postgres
+
+from otaflow.cli.demo_site import Site
+
+
+@pytest.fixture(scope="module")
+def central(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Central]:
+    """The server, with the work pool of prefect.yaml."""
+    if find_postgres() is None:
+        message = "PostgreSQL is not installed"
+        if os.environ.get("OTAFLOW_REQUIRE") == "1":
+            pytest.fail(message)
+        pytest.skip(message)
+    folder = tmp_path_factory.mktemp("central")
+    with postgres(folder) as url:
+        central = Central(folder, url)
+        try:
+            central.start()
+            central.call("work-pool", "create", "otaflow", "--type", "process")
+            yield central
+        finally:
+            central.stop()
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """The repository of all devices, with 1.1.0."""
+    site = Site(tmp_path_factory.mktemp("site"))
+    try:
+        site.make_repository(["1.1.0"])
+        site.wait_for("repository", site.start_repository())
+        yield site
+    finally:
+        site.remove()
+
+
+@pytest.fixture(scope="module")
+def one(central: Central, repository: Site) -> Iterator[Served]:
+    yield from serve(Served(central, "device-1", repository))
+
+
+@pytest.fixture(scope="module")
+def two(central: Central, repository: Site) -> Iterator[Served]:
+    yield from serve(Served(central, "device-2", repository))
+
+
+def serve(device: Served) -> Iterator[Served]:
+    try:
+        device.make()
+        device.start_agent()
+        yield device
+    finally:
+        device.stop()
+
+
+def test_every_deployment_of_a_device(one: Served) -> None:
+    """`prefect deploy --all` has made them, each for one run at a time."""
+    found = {
+        deployment["entrypoint"].rpartition(":")[0]: deployment
+        for deployment in one.central.ask("deployments/filter", {"deployments": {"name": {"any_": [one.name]}}})
+    }
+    flows = ("check", "update", "install", "rollback", "clean_up", "diagnostics", "report")
+    assert set(found) == {f"deployments/{flow}.py" for flow in flows}
+    for deployment in found.values():
+        assert deployment["work_queue_name"] == one.name
+        assert deployment["parameters"]["config"] == "/etc/otaflow.toml"
+        assert deployment["global_concurrency_limit"]["limit"] == 1
+    scheduled = {flow for flow, deployment in found.items() if deployment["schedules"]}
+    assert scheduled == {"deployments/check.py", "deployments/clean_up.py"}
+
+
+def test_a_poll_is_answered_and_the_update_rolled_back(one: Served) -> None:
+    """It waits without a process and without a slot; resumed, it installs in another process, through the agent."""
+    one.start_worker()
+    poll = one.start_run("check")
+    one.wait_for(poll, "Suspended")
+    one.central.wait(lambda: not one.processes(poll), "its process is gone")
+    # the slot is free: the next poll does not wait for the one that waits
+    next_poll = one.start_run("check")
+    one.wait_for(next_poll, "Waiting for the user")
+    one.central.ask(f"flow_runs/{poll}/resume", {"run_input": {"when": "now", "by": "the test"}})
+    one.wait_for(poll, "Installed")
+    assert one.version == "1.1.0"
+    assert one.states(poll).count("Running") == 2
+    one.central.wait(lambda: one.sessions() == ["COMPLETED"], "the session's run is there")
+    back = one.start_run("roll back", way="previous slot")
+    one.wait_for(back, "Completed")
+    assert one.version == "1.0.0"
+    again = one.start_run("check")
+    one.wait_for(again, "Not now")
+
+
+def test_a_schedules_poll_begins_at_a_moment_of_its_own(one: Served) -> None:
+    """Its process ends until then. Of two that are due after a time without a worker, the last one polls."""
+    one.worker.stop()
+    deployment = one.deployment("check")
+    parameters = {"config": str(one.site.config), "jitter_minutes": 0.05}
+    one.central.ask(f"deployments/{deployment['id']}", {"parameters": parameters}, "PATCH")
+    path = f"deployments/{deployment['id']}/schedules"
+    for seconds in (20, 21):
+        anchor = (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
+        one.central.ask(path, [{"schedule": {"interval": 300, "anchor_date": anchor}, "active": True}])
+
+    def runs(*states: str) -> list[dict[str, Any]]:
+        query = {"deployment_id": {"any_": [deployment["id"]]}, "state": {"type": {"any_": states}}}
+        found = one.central.ask("flow_runs/filter", {"flow_runs": query}) or []
+        return [run for run in found if run["auto_scheduled"]]
+
+    def due() -> list[dict[str, Any]]:
+        now = datetime.now(UTC)
+        return [run for run in runs("SCHEDULED") if datetime.fromisoformat(run["expected_start_time"]) < now]
+
+    one.central.wait(lambda: len(due()) == 2, "two polls are due")
+    one.start_worker()
+    [first, *_] = one.central.wait(lambda: runs("CANCELLED"), "one of them ends")
+    assert "the next one was due" in first["state"]["message"]
+    [last, *_] = one.central.wait(
+        lambda: [run for run in runs("COMPLETED", "PAUSED") if run["run_count"] == 2], "the other one polls"
+    )
+    assert last["expected_start_time"] > first["expected_start_time"]
+    assert one.states(last["id"]).count("Scheduled") == 2
+    for schedule in one.central.ask(path):
+        one.central.ask(f"{path}/{schedule['id']}", {"active": False}, "PATCH")
+
+
+def test_the_same_button_twice(one: Served) -> None:
+    """It is pressed once; what is a thing of its own waits."""
+    one.worker.stop()
+    once = [one.start_run("clean up backups") for _ in range(2)]
+    waits = [one.start_run("report") for _ in range(2)]
+    one.start_worker()
+    assert sorted(one.wait_for(run, "Completed", "Cancelled")["name"] for run in once) == ["Cancelled", "Completed"]
+    assert [one.wait_for(run, "Completed")["name"] for run in waits] == ["Completed", "Completed"]
+
+
+def test_a_devices_runs_are_its_own(one: Served, two: Served) -> None:
+    """The worker of one device leaves the runs of another one alone."""
+    others = two.start_run("report")
+    own = one.start_run("report")
+    one.start_worker()
+    one.wait_for(own, "Completed")
+    assert two.state(others)["type"] == "SCHEDULED"
+    two.start_worker()
+    two.wait_for(others, "Completed")
+    assert others not in one.worker.log.read_text()
+    assert others in two.worker.log.read_text()
+
+
+def test_the_server_is_away(two: Served) -> None:
+    """The device updates itself, asks and obeys; when the server is back it shows what was done, and works again."""
+    two.start_worker()
+    two.central.stop()
+    assert two.command("poll").startswith("Waiting for the user")
+    two.command("consent", "now")
+    assert two.command("poll").startswith("Installed")
+    assert two.version == "1.1.0"
+    assert two.command("poll").strip() == "Up to date"
+    two.central.start()
+    two.central.wait(lambda: two.sessions() == ["COMPLETED"], "the session's run is there")
+    report = two.start_run("report")
+    two.wait_for(report, "Completed")
