@@ -134,8 +134,13 @@ def test_the_sample_configuration_can_be_loaded() -> None:
 
 @pytest.mark.parametrize("unit", sorted((ROOT / "deployments").glob("*.service")), ids=lambda unit: unit.name)
 def test_units_call_commands_that_exist(unit: Path) -> None:
-    [command] = re.findall(r"^ExecStart=/usr/local/bin/otaflow (.*)$", unit.read_text(), re.MULTILINE)
-    app.parse_args(shlex.split(command), exit_on_error=False, print_error=False)
+    [(program, command)] = re.findall(
+        r"^ExecStart=/usr/local/bin/(otaflow|prefect) (.*)$", unit.read_text(), re.MULTILINE
+    )
+    if program == "prefect":
+        assert command.startswith("worker start --pool otaflow --work-queue ")
+    else:
+        app.parse_args(shlex.split(command), exit_on_error=False, print_error=False)
 
 
 def test_platform_does_not_hide_the_standard_librarys() -> None:
