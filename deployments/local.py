@@ -32,6 +32,7 @@ def deployed(config: Config, file: Path | None) -> list[Deployed]:
             polls,
             jitter=timedelta(minutes=config.poll.jitter_minutes),
             at_start=True,
+            again=True,
             tags=tags,
         ),
         Deployed(update, name, parameters, tags=tags),
@@ -39,7 +40,7 @@ def deployed(config: Config, file: Path | None) -> list[Deployed]:
         Deployed(rollback, name, parameters, tags=tags),
         Deployed(clean_up, name, parameters, Cron("30 3 * * *"), tags=tags),
         Deployed(send_diagnostics, name, parameters, tags=tags),
-        Deployed(report, name, parameters, tags=tags),
+        Deployed(report, name, parameters, again=True, tags=tags),
     ]
 
 

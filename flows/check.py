@@ -4,11 +4,15 @@
 behind *update packages* is the UCM's: its phases are subflow runs of the session's run.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from otaflow.errors import AuthenticationFailed, OtaflowError, Restarting
 from otaflow.flows.phase import phase
+from otaflow.platform.device import device
+from otaflow.platform.lock import DeviceLock
 from otaflow.policy.decide import Decision, Verdict
 from otaflow.policy.explain import explain
 from otaflow.repo.choice import Target
@@ -39,6 +43,9 @@ from otaflow.tasks.repository import (
     take_file,
     update_package_repository,
 )
+
+PATIENCE = 60.0
+"""Seconds that a poll waits for another one to be done with the repository."""
 
 
 @phase("check", reverts=False)
@@ -106,7 +113,8 @@ def poll(source: str, install: Install, run: str = "") -> Polled:
     installed: list[str] = []
     name, version = "check", ""
     try:
-        targets = check.story(source)
+        with _asking():
+            targets = check.story(source)
         forget_trouble()
         if not are_packages_new(targets):
             return Polled()
@@ -118,7 +126,8 @@ def poll(source: str, install: Install, run: str = "") -> Polled:
             if decision.verdict is not Verdict.INSTALL:
                 wait_for_user(explain(decision))
                 return Polled(tuple(installed), decision)
-            package = fetch.story(source, target)
+            with _asking():
+                package = fetch.story(source, target)
             update_packages(install, target, package, decision)
             log_success(decision.offer)
             installed.append(version)
@@ -128,6 +137,17 @@ def poll(source: str, install: Install, run: str = "") -> Polled:
         _report(source, name, version, error)
         raise
     return Polled(tuple(installed))
+
+
+@contextmanager
+def _asking() -> Iterator[None]:
+    """Only one at a time changes what is known of the repository; others are waited for. Raises Locked."""
+    lock = DeviceLock(device().nvm / "asking.lock")
+    lock.acquire(PATIENCE)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _report(source: str, name: str, version: str, error: OtaflowError) -> None:

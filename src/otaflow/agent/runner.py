@@ -1,10 +1,11 @@
 """The deployments' runs in the agent's own process: a poll costs no interpreter and no import of its own.
 
 What Prefect's process worker does, for the flows of one device: it registers them, looks for runs that are due, and
-executes one at a time. A run that a restart cut off is executed again: it goes on where the device is.
+executes one at a time. A poll that a restart cut off is executed again: it goes on where the device is.
 """
 
 import asyncio
+import contextvars
 import logging
 import random
 import threading
@@ -50,6 +51,8 @@ class Deployed:
     jitter: timedelta = timedelta(0)
     at_start: bool = False
     """Whether a run of it is due when the runner starts: after a restart the device looks at once."""
+    again: bool = False
+    """Whether a run that a restart cut off is executed again. Not what acts each time anew, as going back does."""
     tags: tuple[str, ...] = ("otaflow",)
 
 
@@ -61,7 +64,8 @@ class Runner:
         self.look_seconds = look_seconds
         self.known: dict[UUID, Deployed] = {}
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._go, name="otaflow-runner", daemon=True)
+        context = contextvars.copy_context()  # Prefect's settings are found in it
+        self._thread = threading.Thread(target=context.run, args=(self._go,), name="otaflow-runner", daemon=True)
 
     def start(self) -> None:
         """Begin. Prefect may be away: what is due is done when it is back."""
@@ -107,7 +111,7 @@ class Runner:
             yield id, one
 
     def _take_up(self, client: SyncPrefectClient) -> None:
-        """The runs that were cut off: nobody else executes them, so they are begun again, or closed."""
+        """The runs that were cut off: nobody else executes them, so they are executed again, or closed."""
         cut_off = FlowRunFilter(
             deployment_id=FlowRunFilterDeploymentId(any_=list(self.known)),
             state=FlowRunFilterState(
@@ -118,11 +122,16 @@ class Runner:
             assert run.state is not None
             if run.state.type is StateType.CANCELLING:
                 state: Any = Cancelled(message="it was cut off")
+            elif not self._is_repeatable(run):
+                state = Crashed(message="it was cut off; the session's run and the history say how the device went on")
             elif run.run_count > LOST_TRIES:
                 state = Crashed(message=f"it was cut off {run.run_count} times")
             else:
                 state = Scheduled(name="AwaitingRetry", message="it was cut off, and is begun again")
             client.set_flow_run_state(run.id, state, force=True)
+
+    def _is_repeatable(self, run: FlowRun) -> bool:
+        return run.deployment_id in self.known and self.known[run.deployment_id].again
 
     def _look(self, client: SyncPrefectClient) -> None:
         """Execute what is due, the oldest first; of several polls that a schedule asked for, only the last."""

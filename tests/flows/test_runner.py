@@ -1,0 +1,125 @@
+"""The deployments' runs in the agent's process, on a real Prefect server."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.states import Pending, Running, Scheduled
+
+from otaflow.agent.runner import Deployed, Runner
+
+SECONDS = 120.0
+ran: list[str] = []
+
+
+@flow(name="runner: repeatable", persist_result=False)
+async def repeatable(word: str = "") -> None:
+    ran.append(f"repeatable {word}")
+
+
+@flow(name="runner: once", persist_result=False)
+def once(word: str = "") -> None:
+    ran.append(f"once {word}")
+
+
+@flow(name="runner: failing", persist_result=False)
+async def failing() -> None:
+    raise ValueError("no")
+
+
+@pytest.fixture
+def runner(prefect_api: str) -> Iterator[Runner]:
+    ran.clear()
+    deployed = [
+        Deployed(repeatable, "a device", {"word": "hello"}, again=True),
+        Deployed(once, "a device"),
+        Deployed(failing, "a device"),
+    ]
+    runner = Runner(deployed, look_seconds=0.1)
+    yield runner
+    runner.stop()
+
+
+def register(runner: Runner) -> dict[str, UUID]:
+    """The deployments' ids by flow, before the runner starts."""
+    with get_client(sync_client=True) as client:
+        runner.known = dict(runner._register(client))
+        ids = {one.flow.name.removeprefix("runner: "): id for id, one in runner.known.items()}
+        runner.known = {}
+    return ids
+
+
+def make_run(id: UUID, state: Any = None, **more: Any) -> UUID:
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run_from_deployment(id, **more)
+        if state:
+            client.set_flow_run_state(run.id, state, force=True)
+    return run.id
+
+
+def state_of(run: UUID) -> tuple[str, str]:
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(run).state
+    assert state is not None
+    return state.name, str(state.message or "")
+
+
+def wait(what: Callable[[], Any]) -> None:
+    end = time.monotonic() + SECONDS
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_runs_are_executed_in_order(runner: Runner) -> None:
+    ids = register(runner)
+    first = make_run(ids["repeatable"])
+    second = make_run(ids["once"], parameters={"word": "again"})
+    third = make_run(ids["failing"])
+    runner.start()
+    wait(lambda: state_of(third)[0] == "Failed")
+    assert (state_of(first)[0], state_of(second)[0]) == ("Completed", "Completed")
+    assert ran == ["repeatable hello", "once again"]
+
+
+def test_what_was_cut_off(runner: Runner) -> None:
+    """A poll is executed again; what acts each time anew is closed, and says where to look."""
+    ids = register(runner)
+    again = make_run(ids["repeatable"], Running())
+    pending = make_run(ids["repeatable"], Pending())
+    acted = make_run(ids["once"], Running())
+    runner.start()
+    wait(lambda: state_of(again)[0] == state_of(pending)[0] == "Completed")
+    wait(lambda: state_of(acted)[0] == "Crashed")
+    assert "history" in state_of(acted)[1]
+    assert ran == ["repeatable hello"] * 2
+
+
+def test_a_run_of_the_future_waits(runner: Runner) -> None:
+    ids = register(runner)
+    later: Any = Scheduled(scheduled_time=datetime.now(UTC) + timedelta(hours=1))
+    run = make_run(ids["repeatable"], state=None)
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run, later, force=True)
+    now = make_run(ids["once"], parameters={"word": "now"})
+    runner.start()
+    wait(lambda: state_of(now)[0] == "Completed")
+    assert state_of(run)[0] == "Scheduled"
+    assert ran == ["once now"]
+
+
+def test_a_runner_without_prefect_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for an API that is away, and ends at once when it is told to."""
+    monkeypatch.setattr("otaflow.agent.runner.get_client", lambda **_: (_ for _ in ()).throw(OSError("away")))
+    tried = threading.Event()
+    monkeypatch.setattr("otaflow.agent.runner.log", type("Log", (), {"warning": lambda *_: tried.set()}))
+    runner = Runner([Deployed(once, "a device")])
+    runner.start()
+    assert tried.wait(SECONDS)
+    assert runner.stop()
