@@ -37,14 +37,14 @@ def connect(repository: AnyRepository) -> None:
     repository.connect()
 
 
-@step("check ssl certificate of connection")
+@step("check ssl certificate of connection", retries=2)
 def check_certificate(repository: AnyRepository) -> str:
     """Verify the server's certificate; returns whose it is. Raises CertificateRefused, which is never retried."""
     certificate = repository.check_certificate()
     return str(certificate.subject) if certificate else "no server: a local repository package"
 
 
-@step("authenticate")
+@step("authenticate", retries=2)
 def authenticate(repository: AnyRepository) -> None:
     """Log in to the server. Raises LoginRefused, which is never retried."""
     repository.authenticate()

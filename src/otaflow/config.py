@@ -127,6 +127,7 @@ class Source(Section):
     connect_tries: int = Field(default=5, ge=1)
     connect_wait_seconds: float = Field(default=5, ge=0)
     timeout_seconds: float = Field(default=30, gt=0)
+    refresh_seconds: float = Field(default=600, gt=0)
     diagnostics: str | None = None
 
     @field_validator("diagnostics")

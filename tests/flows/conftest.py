@@ -1,4 +1,4 @@
-"""A Prefect server of the tests' own, started by its process id and ended by it."""
+"""A Prefect server of the tests' own, started by its process id and ended by it; a device that polls."""
 
 import os
 import socket
@@ -10,7 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from poll_rig import Site
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED, temporary_settings
+from update_world import World
+
+from otaflow.repo import admin
+from otaflow.repo.certificates import make_authority
 
 START_SECONDS = 90
 
@@ -79,3 +84,18 @@ def prefect_api(shared_server: Server) -> Iterator[str]:
     """Prefect's settings lead to a server of our own."""
     with temporary_settings({PREFECT_API_URL: shared_server.url, PREFECT_SERVER_EPHEMERAL_ENABLED: False}):
         yield shared_server.url
+
+
+@pytest.fixture
+def site(world: World, tmp_path: Path, quick: None, prefect_api: str) -> Site:
+    folder = tmp_path / "repository"
+    admin.init(folder / "site")
+    return Site(world, folder, make_authority(folder / "tls"))
+
+
+@pytest.fixture
+def served(site: Site) -> Iterator[Site]:
+    """The repository is there, and the device asks the user."""
+    with site.served() as url:
+        site.configure(url)
+        yield site

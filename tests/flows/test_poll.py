@@ -1,130 +1,26 @@
 """Every path of the S16 chart through the deployed flow `check`: real TLS server, real Prefect API, real device."""
 
-import asyncio
 import json
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from update_world import FAILING, SICK, Packages, World
+from poll_rig import BEGIN, DATA, FAILS, FOUND, INSTALLS, NO_DATA, WAITS, Site
+from update_world import FAILING, SICK, Packages
 
 from otaflow import answers
-from otaflow.deployments.check import check
-from otaflow.platform.device import using
 from otaflow.policy.store import Store
-from otaflow.repo import admin, serve
-from otaflow.repo.certificates import make_authority, make_server_certificate
-from otaflow.tasks.policy import memory
+from otaflow.repo.certificates import make_authority
 
 TOKEN = "a-token-of-the-tests"
-BEGIN = [
-    ("look at what ended", "Completed"),
-    ("connect to the package management server", "Completed"),
-    ("check ssl certificate of connection", "Completed"),
-    ("authenticate", "Completed"),
-    ("update package repository", "Completed"),
-    ("find new packages", "Completed"),
-]
-FOUND = [
-    *BEGIN,
-    ("new packages available", "yes"),
-    ("notify the user that updates are available", "Completed"),
-]
-WAITS = [("priority update", "no"), ("wait for user to initiate update", "Completed")]
-INSTALLS = [
-    ("download package", "Completed"),
-    ("update packages", "Completed"),
-    ("log success / message to app", "Completed"),
-]
-FAILS = [("error log / message to app", "Completed")]
-NO_DATA = [("has user consented for diagnostic data", "no")]
-DATA = [("has user consented for diagnostic data", "yes"), ("send diagnostic data", "Completed")]
 
 
 @pytest.fixture
 def kind() -> str:
     """Directories: the chart is the same on each storage."""
     return "directories"
-
-
-@dataclass
-class Site:
-    """A device, and a repository that it trusts, behind TLS."""
-
-    world: World
-    folder: Path
-    authority: Any
-    run: Any = None
-
-    def publish(self, *packages: Path) -> None:
-        admin.publish(self.folder / "site", list(packages))
-
-    def configure(self, url: str, more: str = "", policy: str = "") -> None:
-        root = self.folder / "site/public/metadata/1.root.json"
-        self.world.configure(
-            f'[update]\nuse = "test"\n[sources.test]\nurl = "{url}"\nroot = "{root}"\n'
-            f'ca = "{self.authority.certificate}"\nconnect_tries = 2\nconnect_wait_seconds = 0\n{more}'
-            f"[health]\ntries = 1\n[policy]\n{policy}"
-        )
-
-    @contextmanager
-    def served(self, *, token: str | None = None) -> Iterator[str]:
-        pair = make_server_certificate(self.authority, self.folder / "tls", ["127.0.0.1"])
-        with serve.running(self.folder / "site" / "public", pair.certificate, pair.key, token=token) as url:
-            yield url
-
-    def poll(self) -> str:
-        """Run the flow; the name of its end."""
-        state: Any = asyncio.run(check(config=str(self.world.config), return_state=True))
-        self.run = state.state_details.flow_run_id
-        return str(state.name)
-
-    def shows(self, end: str, *tasks: tuple[str, str]) -> None:
-        """Poll; it ends so, and its tasks are these with these states, in order (Prefect records them a bit later)."""
-        assert self.poll() == end
-        deadline = time.monotonic() + 60
-        while (seen := self.tasks()) != list(tasks):
-            assert time.monotonic() < deadline, seen
-            time.sleep(0.1)
-
-    def tasks(self) -> list[tuple[str, str]]:
-        with get_client(sync_client=True) as client:
-            run = FlowRunFilter(id=FlowRunFilterId(any_=[self.run]))
-            found = client.read_task_runs(flow_run_filter=run)
-        found.sort(key=lambda one: one.start_time or one.created)
-        return [(one.name, one.state.name if one.state else "") for one in found]
-
-    @property
-    def messages(self) -> list[str]:
-        with using(self.world.device()):
-            return [message.kind for message in memory().inbox.read()]
-
-    def answer(self, choice: str) -> None:
-        device = self.world.device()
-        answers.give(device, answers.find_open(device), choice, by="a test", through="command")
-
-
-@pytest.fixture
-def site(world: World, packages: Packages, tmp_path: Path, quick: None, prefect_api: str) -> Site:
-    folder = tmp_path / "repository"
-    admin.init(folder / "site")
-    return Site(world, folder, make_authority(folder / "tls"))
-
-
-@pytest.fixture
-def served(site: Site) -> Iterator[Site]:
-    """The repository is there, and the device asks the user."""
-    with site.served() as url:
-        site.configure(url)
-        yield site
 
 
 def test_max_number_of_tries_is_reached(site: Site) -> None:

@@ -4,6 +4,8 @@
 source, so that neither can take the device back behind what the other has shown.
 """
 
+import math
+import time
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol, Self
@@ -12,7 +14,7 @@ from urllib.parse import quote
 from tuf.api.metadata import Targets  # type: ignore[attr-defined]
 
 from otaflow.config import Config, Source
-from otaflow.errors import ConfigError, RepositoryRefused
+from otaflow.errors import ConfigError, Offline, RepositoryRefused
 from otaflow.repo import trust
 from otaflow.repo.archive import Archive
 from otaflow.repo.choice import Target, choose, read_target
@@ -38,6 +40,9 @@ class Server(Protocol):
 
 class _Client:
     """What both kinds of repository do, over their `server`."""
+
+    refresh_seconds = math.inf
+    """How long bringing the metadata up to date may take."""
 
     def __init__(self, server: Server, root: Path, folder: Path, cache: Path, max_bytes: int) -> None:
         self._server, self._root = server, _read_root(root)
@@ -66,7 +71,19 @@ class _Client:
 
     def refresh(self) -> None:
         """Bring the trusted metadata up to date ("update package repository"). RepositoryRefused, Offline."""
-        trust.refresh(self._folder, self._root, self._server.url("metadata/"), self._server.fetch)
+        end = time.monotonic() + self.refresh_seconds
+
+        # Each piece may take its time, and there are many: roots alone up to 256. All of it needs a bound.
+        def fetch(url: str, max_length: int) -> Iterator[bytes]:
+            for chunk in self._server.fetch(url, max_length):
+                if time.monotonic() > end:
+                    raise Offline(
+                        f"cannot fetch {url} in time: the metadata takes longer than {self.refresh_seconds:g} s",
+                        hint="the network is slow; `refresh_seconds` of the source is the limit",
+                    )
+                yield chunk
+
+        trust.refresh(self._folder, self._root, self._server.url("metadata/"), fetch)
 
     def targets(self) -> list[Target]:
         """Every package that is signed, as of the last refresh; what we do not understand is left out."""
@@ -116,6 +133,7 @@ class Repository(_Client):
 
     def __init__(self, source: Source, folder: Path, cache: Path, *, max_bytes: int = MAX_PACKAGE_BYTES) -> None:
         super().__init__(Transport(source), source.root, folder, cache, max_bytes)
+        self.refresh_seconds = source.refresh_seconds
 
 
 class LocalRepository(_Client):

@@ -33,6 +33,7 @@ from otaflow.repo.download import Answer, Missing, Progress, download
 
 # A server that sends less than this for longer than the time limit is as good as none (TUF, slow retrieval).
 MINIMUM_RATE = 512  # bytes a second
+SMALL = 64 * 1024  # what is left of an answer is read up to here, so that its connection serves the next request too
 REDIRECTS = 5
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 BUSY = {408, 425, 429, 500, 502, 503, 504}
@@ -178,6 +179,7 @@ class Transport:
             watchdog.cancel()
         try:
             yield response
+            self._read_rest(response, url)
         finally:
             response.close()
 
@@ -192,6 +194,14 @@ class Transport:
         except (httpx.HTTPError, httpx.StreamError, OSError) as error:
             raise _convert(error, f"fetch {url}") from error
 
+    def _read_rest(self, response: httpx.Response, url: str) -> None:
+        """Read a small body that nobody wanted: else the connection is closed, and the next one shakes hands again."""
+        length = response.headers.get("content-length", "")
+        if not response.is_stream_consumed and length.isdecimal() and int(length) <= SMALL:
+            with suppress(OtaflowError):
+                for _ in self._read(response, url):
+                    pass
+
     def _accept(self, response: httpx.Response, url: str) -> None:
         status = response.status_code
         if status in (200, 206, 416):
@@ -204,6 +214,8 @@ class Transport:
     def _refuse(self, response: httpx.Response, url: str, doing: str) -> NoReturn:
         """Raise what the answer's status means."""
         status = response.status_code
+        if status != 400:
+            self._read_rest(response, url)
         said = f"the server answered {status} {response.reason_phrase}".rstrip()
         if status == 400 and b"SSL certificate" in self._beginning(response, url):  # nginx, without a certificate
             raise CertificateRefused(f"cannot {doing} {url}: {said}: it wants a client certificate", hint=_OWN)
