@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from prefect import flow
-from prefect.context import FlowRunContext
+from prefect.context import FlowRunContext, SyncClientContext
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
+from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 from prefect.states import Completed, Failed
 from pydantic import Field
 
@@ -33,7 +34,8 @@ class Consent(RunInput):
     by: Annotated[str, Field(description="Who says so; it is kept with the answer.", max_length=80)] = ""
 
 
-@flow(name="check", persist_result=False)
+# Nothing is stored; but not told where, Prefect asks its server each time.
+@flow(name="check", persist_result=False, result_storage=PREFECT_LOCAL_STORAGE_PATH.value())
 async def check(config: str | None = None, source: str | None = None, jitter_minutes: float = 0) -> Any:
     """Look for updates, tell the user, and install what may be installed.
 
@@ -47,7 +49,8 @@ async def check(config: str | None = None, source: str | None = None, jitter_min
     if run and jitter_minutes and (instead := turns.wait_for_turn(run, timedelta(minutes=jitter_minutes))):
         return instead
     try:
-        polled = await _poll(device, run)
+        with SyncClientContext.get_or_create():  # one for all boxes: each would read all CAs for a client of its own
+            polled = await _poll(device, run)
     except OtaflowError as error:
         return _ended_badly(error)
     return Completed(name=polled.name, message=_say(polled))
