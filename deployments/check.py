@@ -48,6 +48,8 @@ async def check(config: str | None = None, source: str | None = None, jitter_min
     run = str(context.flow_run.id) if context and context.flow_run and context.flow_run.deployment_id else ""
     if run and jitter_minutes and (instead := turns.wait_for_turn(run, timedelta(minutes=jitter_minutes))):
         return instead
+    if context and context.flow_run and context.flow_run.work_queue_name:  # a worker's run
+        turns.close_cut_off(context.flow_run)
     try:
         with SyncClientContext.get_or_create():  # one for all boxes: each would read all CAs for a client of its own
             polled = await _poll(device, run)

@@ -1,4 +1,4 @@
-"""When a poll that a schedule asked for has its turn: one of them, at a moment of its own."""
+"""Polls of a central server: a moment of its own for each device, the last of several, and no other one beside it."""
 
 import random
 from datetime import UTC, datetime, timedelta
@@ -16,7 +16,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import Pause
-from prefect.states import Cancelled, Scheduled
+from prefect.states import Cancelled, Crashed, Scheduled
 
 
 def wait_for_turn(run: str, jitter: timedelta) -> Any:
@@ -39,13 +39,28 @@ def wait_for_turn(run: str, jitter: timedelta) -> Any:
     raise Pause(state=later)
 
 
+def close_cut_off(this: FlowRun) -> None:
+    """End the runs of the same deployment that are said to run: one runs at a time, and that is this one.
+
+    They were cut off, by the restart that an update takes, or by the power; a worker closes none that it lost.
+    """
+    state = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING]))
+    with get_client(sync_client=True) as client:
+        for other in _find_others(client, this, FlowRunFilter(state=state)):
+            crashed: Any = Crashed(message="it was cut off; the session's run says how the device went on")
+            client.set_flow_run_state(other.id, crashed, force=True)
+
+
 def _is_next_due(client: SyncPrefectClient, this: FlowRun) -> bool:
-    assert this.deployment_id is not None
     due = FlowRunFilter(
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
         expected_start_time=FlowRunFilterExpectedStartTime(after_=this.expected_start_time, before_=datetime.now(UTC)),
     )
-    found = client.read_flow_runs(
-        flow_run_filter=due, deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[this.deployment_id]))
-    )
-    return any(other.auto_scheduled and other.id != this.id for other in found)
+    return any(other.auto_scheduled for other in _find_others(client, this, due))
+
+
+def _find_others(client: SyncPrefectClient, this: FlowRun, of: FlowRunFilter) -> list[FlowRun]:
+    assert this.deployment_id is not None
+    deployment = DeploymentFilter(id=DeploymentFilterId(any_=[this.deployment_id]))
+    found = client.read_flow_runs(flow_run_filter=of, deployment_filter=deployment)
+    return [other for other in found if other.id != this.id]

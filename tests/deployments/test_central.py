@@ -83,9 +83,11 @@ def test_a_poll_is_answered_and_the_update_rolled_back(one: Served) -> None:
     poll = one.start_run("check")
     one.wait_for(poll, "Suspended")
     one.central.wait(lambda: not one.processes(poll), "its process is gone")
-    # the slot is free: the next poll does not wait for the one that waits
+    # the slot is free: the next poll does not wait for the one that waits, and closes one that the power cut off
+    lost = one.start_run("check", {"type": "RUNNING", "name": "Running"})
     next_poll = one.start_run("check")
     one.wait_for(next_poll, "Waiting for the user")
+    one.wait_for(lost, "Crashed")
     one.central.ask(f"flow_runs/{poll}/resume", {"run_input": {"when": "now", "by": "the test"}})
     one.wait_for(poll, "Installed")
     assert one.version == "1.1.0"
