@@ -9,7 +9,7 @@ def main() -> None:
     kinds = ["btrfs", "directories"] if os.geteuid() == 0 else ["directories"]
     runs = [["bench.update", "--kind", kind] for kind in kinds]
     runs += [["bench.slots", "--kind", kind] for kind in kinds]
-    runs += [["bench.memory", "--kind", kinds[0]], ["bench.recover"]]
+    runs += [["bench.memory", "--kind", kinds[0]], ["bench.recover"], ["bench.poll"]]
     for module, *options in runs:
         subprocess.run([sys.executable, "-m", module, *options], check=True)
         print(flush=True)

@@ -15,6 +15,7 @@ CASES = {
     ),
     "memory": (["--kind", "directories", "--mb", "1", "2"], ["| 1 |", "| 2 |"]),
     "recover": (["--rounds", "1"], ["`otaflow recover`", "heavy ones: none"]),
+    "poll": (["--rounds", "1", "--rest", "0.2"], ["| runner |", "| worker |", "The runner's requests: POST"]),
 }
 
 
