@@ -14,6 +14,7 @@ from poll_rig import Site
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED, temporary_settings
 from update_world import World
 
+from otaflow.flows.drain import drain_prefect
 from otaflow.repo import admin
 from otaflow.repo.certificates import make_authority
 
@@ -82,8 +83,10 @@ def shared_server(start_server: Callable[[], Server]) -> Server:
 @pytest.fixture
 def prefect_api(shared_server: Server) -> Iterator[str]:
     """Prefect's settings lead to a server of our own."""
+    drain_prefect()  # its senders of events and logs stay with the server that they began with
     with temporary_settings({PREFECT_API_URL: shared_server.url, PREFECT_SERVER_EPHEMERAL_ENABLED: False}):
         yield shared_server.url
+        drain_prefect()
 
 
 @pytest.fixture
