@@ -5,23 +5,17 @@ paused stays paused. Such a poll is no run; the session of an update that it beg
 """
 
 import logging
-import os
-import socket
 import threading
 from datetime import UTC, datetime, timedelta
-from functools import partial
-from urllib.parse import urlsplit
 
-from otaflow import installing
-from otaflow.errors import OtaflowError
-from otaflow.flows.check import poll
+from otaflow.deployments.check import poll_alone
+from otaflow.flows.clients import is_away
 from otaflow.platform.device import Device, using
 from otaflow.tasks.policy import last_poll
 
 log = logging.getLogger("otaflow.agent")
 
 LOOK_SECONDS = 60.0
-REACH_SECONDS = 3.0
 PATIENCE = 1.5
 """So many intervals after the last poll the next one is overdue."""
 
@@ -47,15 +41,11 @@ class Overdue:
         """Poll if it is overdue; whether it was. Never raises: the poll has reported what failed."""
         device = Device(self.device.config)  # a look from beside: the agent works on its own one
         with using(device):
-            if not is_overdue(device, now) or prefect_answers():
+            if not is_overdue(device, now) or not is_away():
                 return False
             log.warning("Prefect is away and a poll is overdue: this device polls by itself")
-            try:
-                polled = poll(device.config.update.use, partial(installing.install, device))
-            except OtaflowError as error:
-                log.warning("the poll failed: %s", error)
-            else:
-                log.info("the poll ended: %s", polled.name)
+            state = poll_alone(device)
+            log.info("the poll ended: %s: %s", state.name, state.message)
         return True
 
     def _run(self) -> None:
@@ -74,16 +64,3 @@ def is_overdue(device: Device, now: datetime) -> bool:
     settings = device.config.poll
     wait = timedelta(minutes=PATIENCE * settings.interval_minutes + settings.jitter_minutes)
     return now - last > wait or last - now > wait
-
-
-def prefect_answers() -> bool:
-    """Whether anybody listens where PREFECT_API_URL leads; without it there is no server to wait for."""
-    url = urlsplit(os.environ.get("PREFECT_API_URL", ""))
-    if not url.hostname:
-        return False
-    try:
-        port = url.port or (443 if url.scheme == "https" else 80)
-        socket.create_connection((url.hostname, port), timeout=REACH_SECONDS).close()
-    except OSError:
-        return False
-    return True
