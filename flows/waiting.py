@@ -17,13 +17,13 @@ log = logging.getLogger("otaflow.runs")
 
 
 def is_waiting(run: UUID) -> bool:
-    """Whether that run is there, and suspended."""
+    """Whether that run is there, and has not ended: also one that was just resumed, and brings an answer."""
     with get_client(sync_client=True) as client:
         try:
             state = client.read_flow_run(run).state
         except ObjectNotFound:
             return False
-    return state is not None and state.type is StateType.PAUSED
+    return state is not None and not state.is_final()
 
 
 def resume(run: str, choice: str) -> bool:

@@ -53,6 +53,7 @@ def test_a_session_that_prefect_missed(
         agent = agents.start(named, **own_api.environment)
     agent.client.process_sw_package(good)
     start_again(own_site)
+    own_api.wait_for_runs(named, 3)  # the second session, too, was Ready for a moment
     own_api.wait_for(named, "Ready", "PAUSED")
     assert [own_api.states(named, session) for session in (-3, -2, -1)] == [
         ["Processing", "Idle"],

@@ -47,7 +47,8 @@ def test_the_records_hold_every_step() -> None:
     of_the_repository = {"connect", "check_certificate", "authenticate", "update_package_repository"}
     of_the_repository |= {"find_new_packages", "download_package", "take_file", "authenticate_package"}
     of_retention = {"find_expired", "end_full_backup", "end_snapshot", "remove_leavings", "remove_old_files"}
-    assert set(STEPS) - passed - of_the_repository == of_retention
+    of_the_policy = {name for name, step in STEPS.items() if step.do.__module__ == "otaflow.tasks.policy"}
+    assert set(STEPS) - passed - of_the_repository - of_the_policy == of_retention
 
 
 # --- a step fails -----------------------------------------------------------------------------------------------------

@@ -75,6 +75,13 @@ class Api:
             time.sleep(0.1)
         raise AssertionError(f"Prefect shows {found}, not {(name, kind)}")
 
+    def wait_for_runs(self, world: World, count: int) -> None:
+        """Wait until so many sessions are there to see."""
+        end = time.monotonic() + SECONDS
+        while len(self.runs(world)) < count:
+            assert time.monotonic() < end, self.runs(world)
+            time.sleep(0.1)
+
     def running(self, world: World) -> list[str]:
         """The runs that Prefect believes to be running."""
         runs = {"tags": {"all_": [f"device:{name_of(world)}"]}, "state": {"type": {"any_": ["RUNNING"]}}}

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import Parameter
@@ -163,6 +163,51 @@ def clean_up(*, where: Where = HERE) -> None:
     with asking(where) as client:
         removed = client.clean_up()
         show(where, {"removed": removed}, "\n".join(removed) or "nothing to remove")
+
+
+@app.command
+def get_offers(*, where: Where = HERE) -> None:
+    """Show the updates on offer, what a poll would do with each, and why."""
+    with asking(where) as client:
+        offers = client.get_offers()
+        reasons = ["; ".join(reason["text"] for reason in one["reasons"]) for one in offers]
+        lines = [
+            f"{one['name']} {one['version']}: {one['verdict']}; {why}" for one, why in zip(offers, reasons, strict=True)
+        ]
+        show(where, {"offers": offers}, "\n".join(lines) or "nothing is on offer")
+
+
+@app.command
+def consent(
+    choice: Literal["now", "at-next-restart", "in-window", "not-this-one", "withdraw"],
+    /,
+    *,
+    version: Annotated[str, Parameter(help="Which of the updates on offer; the next one otherwise.")] = "",
+    by: Annotated[str, Parameter(help="Who says so.")] = "somebody",
+    where: Where = HERE,
+) -> None:
+    """Say when an update may be installed."""
+    call(where, "consent", choice, version, by)
+
+
+@app.command
+def get_messages(
+    *,
+    reader: Annotated[str | None, Parameter(help="Only what this application has not acknowledged.")] = None,
+    after: Annotated[int, Parameter(help="Only messages with a higher id.")] = 0,
+    where: Where = HERE,
+) -> None:
+    """List what the device tells its applications."""
+    with asking(where) as client:
+        messages = client.get_messages(reader, after)
+        lines = [f"{one['id']:4}  {one['time'][:19]}  {one['kind']:12}  {one['text']}" for one in messages]
+        show(where, {"messages": messages}, "\n".join(lines) or "no messages")
+
+
+@app.command
+def acknowledge_message(reader: str, id: int, /, *, where: Where = HERE) -> None:
+    """Record that an application has taken all messages up to ID."""
+    call(where, "acknowledge_message", reader, id)
 
 
 @app.command
