@@ -23,6 +23,7 @@ from otaflow.platform.device import Device, using
 from otaflow.policy import words
 from otaflow.policy.decide import Verdict
 from otaflow.policy.offer import Offer
+from otaflow.tasks.policy import tell_of_poll
 
 
 class Consent(RunInput):
@@ -76,7 +77,7 @@ async def _poll(device: Device, run: str) -> Polled:
             for offer in asked:
                 await _ask_user(device, offer)
             before = runs.describe(device)
-            polled = poll(device.config.update.use, partial(installing.install, device), run)
+            polled = _look(device, run)
             if polled.installed:
                 runs.report(device, before)
             if not (polled.waits and polled.waits.verdict is Verdict.ASK and run and _waits_here(device, polled, run)):
@@ -88,10 +89,25 @@ async def _poll(device: Device, run: str) -> Polled:
     return polled
 
 
+def _look(device: Device, run: str) -> Polled:
+    """The chart, and the event that it is over."""
+    try:
+        polled = poll(device.config.update.use, partial(installing.install, device), run)
+    except OtaflowError as error:
+        tell_of_poll(_name_of(error))
+        raise
+    tell_of_poll(polled.name)
+    return polled
+
+
+def _name_of(error: OtaflowError) -> str:
+    """What failed, in a word or two, as the run's state."""
+    return "Rolled back" if isinstance(error, HealthCheckFailed) else "Failed"
+
+
 def _ended_badly(error: OtaflowError) -> Any:
     """The run's end after a failure: what failed as its name, why as its message."""
-    name = "Rolled back" if isinstance(error, HealthCheckFailed) else "Failed"
-    return Failed(name=name, message=f"{error}. {error.hint}" if error.hint else str(error))
+    return Failed(name=_name_of(error), message=f"{error}. {error.hint}" if error.hint else str(error))
 
 
 async def _ask_user(device: Device, offer: Offer) -> None:

@@ -53,6 +53,20 @@ def _phases_place() -> None:
     """The place of the phases on the session's page: a subflow run hangs on a task run."""
 
 
+def deploy_sessions(client: SyncPrefectClient, device: str) -> UUID:
+    """The deployment to which a device's sessions belong: only of such runs Prefect's UI lets its users press Cancel.
+
+    Nobody executes its runs, and it has no schedule.
+    """
+    return client.create_deployment(
+        client.create_flow(update_session),
+        name=device,
+        tags=["otaflow", f"device:{device}"],
+        description="The device's updates, one run each. They are not started here: run *update*, or *install a file*.",
+        paused=True,
+    )
+
+
 def run_state(session: Session, transition: Record) -> RunState[Any]:
     """What the session's run shows after the transition."""
     state = State(transition["to"])
@@ -72,6 +86,8 @@ class Telling:
         self._running: set[str] = set()
         """The phases' runs that began in this process, and whose end is not told."""
         self._flows: dict[str, UUID] = {}
+        self._sessions: UUID | None = None
+        """The deployment of the sessions' runs."""
 
     def note_state(self, run: UUID, state: RunState[Any]) -> None:
         """A state of a phase's run, to be told soon."""
@@ -111,6 +127,7 @@ class Telling:
             return  # it has a new one already
         log.warning("Prefect has lost the session's run: it gets a new one")
         self._flows.clear()
+        self._sessions = None
         self.journal.note(durable=False, of=session.id, run="", place="", shown=0)
 
     def begin_phase(self, phase: Phase[..., Any], parameters: dict[str, Any]) -> FlowRun:
@@ -120,6 +137,7 @@ class Telling:
         except PrefectHTTPStatusError:
             # It does not know what it should: has it lost its database?
             self._flows.clear()
+            self._sessions = None
             self.look_for_session()
             run = self._make_phase(phase, parameters)
         self._running.add(str(run.id))
@@ -190,8 +208,10 @@ class Telling:
 
     def _open(self, session: Session, state: RunState[Any]) -> None:
         what = str(session.transitions[0].get("what") or "recovery")
+        self._sessions = self._sessions or deploy_sessions(self.client, self.name)
         run = self._make_run(
             update_session,
+            deployment_id=self._sessions,
             name=f"{self.name}: {what}",
             parameters={"device": self.name, "session": session.id, "what": what},
             labels={"otaflow.device": self.name, "otaflow.session": session.id, "otaflow.what": what},

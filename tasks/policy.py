@@ -228,6 +228,11 @@ def send_diagnostic_data(source: str) -> str:
     return send(device(), source)
 
 
+def tell_of_poll(ended: str) -> None:
+    """A poll is over, well or not: an automation listens whether there are any."""
+    _emit_event("poll.ended", {"ended": ended})
+
+
 def forget_trouble() -> None:
     """A poll went well: the next trouble is news again."""
     if "trouble" in _told().read():
@@ -298,7 +303,12 @@ def _notify(texts: list[str]) -> None:
 
 
 def _emit(what: str, name: str, version: str, text: str) -> None:
-    """As an event of Prefect's, where this runs in Prefect: automations listen to it."""
+    """What an update came to."""
+    _emit_event(f"update.{what}", {"package": name, "version": version, "text": text})
+
+
+def _emit_event(what: str, payload: dict[str, Any]) -> None:
+    """An event of Prefect's about the device, where this runs in Prefect: automations listen to it."""
     if "prefect.context" not in sys.modules:
         return
     from prefect.context import FlowRunContext, TaskRunContext
@@ -307,9 +317,8 @@ def _emit(what: str, name: str, version: str, text: str) -> None:
     if FlowRunContext.get() is None and TaskRunContext.get() is None:
         return
     device_name = device().config.device.name
-    payload: dict[str, Any] = {"package": name, "version": version, "text": text}
     emit_event(
-        f"otaflow.update.{what}",
+        f"otaflow.{what}",
         resource={"prefect.resource.id": f"otaflow.device.{device_name}", "prefect.resource.name": device_name},
         payload=payload,
     )

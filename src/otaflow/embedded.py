@@ -68,6 +68,7 @@ class Embedded:
             "PREFECT_HOME": str(self.folder),
             "PREFECT_SERVER_API_AUTH_STRING": self.login,
             "PREFECT_SERVER_UI_API_URL": f"{self.url}/api",
+            "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",  # a device runs for years
             "DO_NOT_TRACK": "1",

@@ -9,7 +9,7 @@ import contextvars
 import logging
 import random
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -23,13 +23,15 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import Abort, Pause
 from prefect.flow_engine import run_flow
 from prefect.schedules import Schedule
 from prefect.states import Cancelled, Crashed, Pending, Scheduled
 from prefect.types.entrypoint import EntrypointType
+
+from otaflow.flows.telling import deploy_sessions
 
 log = logging.getLogger("otaflow.runner")
 
@@ -56,11 +58,25 @@ class Deployed:
     tags: tuple[str, ...] = ("otaflow",)
 
 
+Then = Callable[[SyncPrefectClient, dict[str, UUID]], None]
+
+
 class Runner:
     """Registers `deployed` and executes their runs, in a thread of its own, until it is stopped."""
 
-    def __init__(self, deployed: Sequence[Deployed], look_seconds: float = LOOK_SECONDS) -> None:
+    def __init__(
+        self,
+        deployed: Sequence[Deployed],
+        look_seconds: float = LOOK_SECONDS,
+        *,
+        device: str = "",
+        then: Then | None = None,
+    ) -> None:
+        """`device` is the one whose sessions are shown beside; `then` is called with the deployments, by flow."""
+        self.then = then
         self.deployed = list(deployed)
+        self.device = device
+        self.sessions: UUID | None = None
         self.look_seconds = look_seconds
         self.known: dict[UUID, Deployed] = {}
         self._ended = threading.Event()
@@ -84,14 +100,25 @@ class Runner:
             try:
                 with get_client(sync_client=True) as client:
                     if not self.known:
-                        self.known = dict(self._register(client))
-                        self._take_up(client)
+                        self._begin(client)
                     while not self._ended.is_set():
                         self._look(client)
                         self._ended.wait(self.look_seconds)
             except Exception as error:
                 log.warning("cannot ask Prefect what is due: %s", error)
                 self._ended.wait(AWAY_SECONDS)
+
+    def _begin(self, client: SyncPrefectClient) -> None:
+        """Once Prefect is there: all is registered, and what was cut off goes on."""
+        self.sessions = deploy_sessions(client, self.device) if self.device else None
+        known = dict(self._register(client))
+        if self.then:
+            try:
+                self.then(client, {one.flow.name: id for id, one in known.items()})
+            except Exception as error:  # the device does its work all the same
+                log.warning("cannot make the automations: %s", error)
+        self.known = known
+        self._take_up(client)
 
     def _register(self, client: SyncPrefectClient) -> Iterator[tuple[UUID, Deployed]]:
         for one in self.deployed:
@@ -136,8 +163,12 @@ class Runner:
     def _look(self, client: SyncPrefectClient) -> None:
         """Execute what is due, the oldest first; of several polls that a schedule asked for, only the last."""
         now = datetime.now(UTC)
-        due = client.get_scheduled_flow_runs_for_deployments(list(self.known), scheduled_before=now)
+        deployments = [*self.known, *([self.sessions] if self.sessions else [])]
+        due = client.get_scheduled_flow_runs_for_deployments(deployments, scheduled_before=now)
         runs = [self._read(client, response) for response in due]
+        for run in [run for run in runs if run.deployment_id == self.sessions]:
+            self._put_back(client, run)
+            runs.remove(run)
         late = [run for run in runs if run.auto_scheduled]
         last = {run.deployment_id: run.id for run in late}
         for run in runs:
@@ -151,6 +182,15 @@ class Runner:
 
     def _read(self, client: SyncPrefectClient, response: Any) -> FlowRun:
         return client.read_flow_run(response.id) if not isinstance(response, FlowRun) else response
+
+    def _put_back(self, client: SyncPrefectClient, run: FlowRun) -> None:
+        """Retry was pressed on a session that is over, or Run on the sessions' deployment: neither means anything."""
+        ends = [state for state in client.read_flow_run_states(run.id) if state.is_final()]
+        state: Any = Cancelled(message="a session is begun by *update* or *install a file*, not here")
+        if ends:
+            end = max(ends, key=lambda one: one.timestamp)
+            state = State(type=end.type, name=end.name, message=end.message)
+        client.set_flow_run_state(run.id, state, force=True)
 
     def _begins(self, run: FlowRun) -> datetime:
         """When it begins: a scheduled one at a moment of its own, so that not all devices come at once."""

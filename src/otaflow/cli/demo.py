@@ -1,11 +1,14 @@
-"""`otaflow demo`: the whole way on a device made for it: a good update, then a sick one that is rolled back."""
+"""`otaflow demo`: the whole way on a device made for it: a good update, then a sick one that is rolled back.
+
+`--stage` makes the device and the repository only, for somebody who wants to go that way himself.
+"""
 
 import os
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,21 +26,27 @@ if TYPE_CHECKING:
 
 GOOD, SICK = "1.1.0", "1.2.0"
 CONFIGURATION = '\ngreeting = "friendly"\n'
+STAGE_MINUTES = 1.0
+"""How often the stage's device polls: somebody watches."""
 ENDS = [("Update", GOOD, "kActivated"), ("Update", SICK, "kVerificationFailed")]
 
 
 def demo(
     *,
     keep: Annotated[bool, Parameter(negative=(), help="Leave the device and the servers running.")] = False,
+    stage: Annotated[
+        bool, Parameter(negative=(), help="Make the device and its repository, install nothing, and leave them.")
+    ] = False,
     folder: Annotated[Path | None, Parameter(help="Make it in this new folder, not in a temporary one.")] = None,
     directories: Annotated[bool, Parameter(negative=(), help="Make the device of directories, without btrfs.")] = False,
-    remove: Annotated[Path | None, Parameter(help="Remove the demo that --keep left in this folder.")] = None,
+    remove: Annotated[Path | None, Parameter(help="Remove what --keep or --stage left in this folder.")] = None,
     json: Json = False,
 ) -> None:
     """Show a good update, a sick one that is rolled back, and their history; then remove everything again.
 
     It makes a device (btrfs on a loop file where it may, directories otherwise), a signed repository and its TLS
-    server, and shows the runs on a Prefect server of its own, or on that of PREFECT_API_URL.
+    server, and shows the runs on a Prefect server of its own, or on that of PREFECT_API_URL. With --stage it makes a
+    device to try `otaflow up` on (docs/operating.md), and nothing more.
     """
     if remove:
         Site.find(remove).remove()
@@ -46,8 +55,13 @@ def demo(
     from rich.console import Console
 
     console = Console(stderr=json, highlight=False)
-    with _stage(folder, keep=keep) as site:
-        answer = _tell_story(site, console, why_no_btrfs="not wanted" if directories else "")
+    why_no_btrfs = "not wanted" if directories else ""
+    with _staged(folder, keep=keep or stage) as site:
+        if stage:
+            made = _set_stage(site, console, why_no_btrfs)
+            print_json(made) if json else _say_how_to_go_on(site, console)
+            return
+        answer = _tell_story(site, console, why_no_btrfs=why_no_btrfs)
         if json:
             print_json(answer)
         else:
@@ -62,7 +76,7 @@ def demo(
 
 
 @contextmanager
-def _stage(folder: Path | None, *, keep: bool) -> Iterator[Site]:
+def _staged(folder: Path | None, *, keep: bool) -> Iterator[Site]:
     """The demo's folder; removed with all that runs in it, unless the story came to its end and is to be kept."""
     if folder and folder.exists():
         raise OtaflowError(f"cannot make the demo in {folder}: it is there already", hint="name a new folder")
@@ -98,13 +112,7 @@ def _tell_story(site: Site, console: "Console", *, why_no_btrfs: str) -> dict[st
     began = time.monotonic()
     console.print("[bold]A device, a repository, its server[/]")
     api = _choose_prefect(site)
-    storage = site.make_storage(why_no_btrfs)
-    site.make_repository([GOOD, SICK])
-    repository = site.start_repository()
-    site.make_device()
-    console.print(f"  device      {site.device}: demo-system 1.0.0, {storage}", soft_wrap=True)
-    console.print(f"  repository  {repository}: demo-system {GOOD} and {SICK}, signed", soft_wrap=True)
-    site.wait_for("repository", repository)
+    storage = _make(site, console, why_no_btrfs, [GOOD, SICK])
     if "ui" in site.record:
         site.wait_for("prefect", f"{api}/health")
     console.print(f"  Prefect     {api}", soft_wrap=True)
@@ -137,6 +145,26 @@ def _tell_story(site: Site, console: "Console", *, why_no_btrfs: str) -> dict[st
         "prefect": api,
         "runs": [record["run"] for record in device.journal.file.read() if "run" in record],
     }
+
+
+def _make(site: Site, console: "Console", why_no_btrfs: str, versions: list[str], later: Sequence[str] = ()) -> str:
+    """The device, its repository, and the repository's server; returns what the storage is."""
+    storage = site.make_storage(why_no_btrfs)
+    site.make_repository(versions, later)
+    repository = site.start_repository()
+    site.make_device()
+    console.print(f"  device      {site.device}: demo-system 1.0.0, {storage}", soft_wrap=True)
+    console.print(f"  repository  {repository}: demo-system {' and '.join(versions)}, signed", soft_wrap=True)
+    site.wait_for("repository", repository)
+    return storage
+
+
+def _set_stage(site: Site, console: "Console", why_no_btrfs: str) -> dict[str, Any]:
+    """A device that has an update to come, and a sick one that can be published later."""
+    console.print("[bold]A device, a repository, its server[/]")
+    storage = _make(site, console, why_no_btrfs, [GOOD], [SICK])
+    site.add_schedule(STAGE_MINUTES)
+    return {"storage": storage, "folder": str(site.folder), "config": str(site.config)}
 
 
 def _choose_prefect(site: Site) -> str:
@@ -180,6 +208,20 @@ def _show_result(site: Site, console: "Console", answer: dict[str, Any]) -> None
     history(config=site.config)
     if not answer["unexpected"]:
         console.print(f"[bold green]As expected[/]: {GOOD} runs, {SICK} is gone. {answer['seconds']} s.")
+
+
+def _say_how_to_go_on(site: Site, console: "Console") -> None:
+    program = "otaflow" if not sys.argv else sys.argv[0]
+    lines = [
+        "\n[bold]Nothing is installed yet.[/] To operate the device in Prefect's UI (docs/operating.md):",
+        f"    {program} up -c {site.config}",
+        f"  to publish a second update, a sick one, when {GOOD} is installed:",
+        f"    {program} repo publish {site.repository} {site.folder}/packages/demo-system-{SICK}.nsu",
+        "  to stop the repository's server and remove everything, after `otaflow up` was ended:",
+        f"    {program} demo --remove {site.folder}",
+    ]
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=line.startswith("\n"))
 
 
 def _say_where(site: Site, console: "Console", runs: list[str]) -> None:

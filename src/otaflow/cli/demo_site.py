@@ -38,6 +38,16 @@ url = "https://127.0.0.1:{port}"
 root = "../repository/public/metadata/1.root.json"
 ca = "../repository/tls/ca.pem"
 """
+OPERATED = """
+[poll]
+interval_minutes = {minutes:g}
+jitter_minutes = 0
+
+[prefect]
+port = {port}
+"""
+PREFECT_PORT = 4200
+"""Where Prefect's UI is expected; another one, where that is taken."""
 
 
 class Site:
@@ -90,18 +100,16 @@ class Site:
         self.record["kind"] = "directories" if why else "btrfs"
         return f"directories (btrfs: {why})" if why else "btrfs on a loop file"
 
-    def make_repository(self, versions: list[str]) -> None:
-        """Build the example's packages and publish them in a new repository."""
+    def make_repository(self, versions: list[str], later: Sequence[str] = ()) -> None:
+        """Build the example's packages and publish them in a new repository; `later` ones are built only."""
         from otaflow.package.build import build
         from otaflow.repo import admin
 
         admin.init(self.repository)
-        packages = []
-        for version in versions:
-            source = self._copy_example(version)
-            packages.append(self.folder / "packages" / f"demo-system-{version}.nsu")
-            build(source, packages[-1])
-        admin.publish(self.repository, packages)
+        packages = {version: self.folder / "packages" / f"demo-system-{version}.nsu" for version in (*versions, *later)}
+        for version, package in packages.items():
+            build(self._copy_example(version), package)
+        admin.publish(self.repository, [packages[version] for version in versions])
 
     def make_device(self) -> None:
         """Make the device with the first system of the example, and its configuration file."""
@@ -113,6 +121,12 @@ class Site:
         first = self._copy_example("1.0.0")
         device = Device(config.load(self.config))
         init_device(device, system=first / "system", name="demo-system", version="1.0.0", configuration=first / "etc")
+
+    def add_schedule(self, minutes: float) -> None:
+        """Have `otaflow up` poll so often, with its server on a port that is free."""
+        port = PREFECT_PORT if _is_free(PREFECT_PORT) else free_port()
+        with self.config.open("a") as file:
+            file.write(OPERATED.format(minutes=minutes, port=port))
 
     def start_repository(self) -> str:
         """Serve the repository over TLS, as a process of its own; returns its URL."""
@@ -200,6 +214,11 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def _answers(url: str) -> bool:

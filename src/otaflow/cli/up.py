@@ -37,9 +37,14 @@ def up(*, config: ConfigFile = None) -> None:
             login = f", login {server.login}"
         stack.enter_context(running_agent(device))
         from otaflow.agent.runner import Runner
+        from otaflow.deployments.alarms import make_alarms
         from otaflow.deployments.local import deployed
 
-        runner = Runner(deployed(device.config, config))
+        runner = Runner(
+            deployed(device.config, config),
+            device=device.config.device.name,
+            then=lambda client, ids: make_alarms(client, device.config, ids["report"]),
+        )
         runner.start()
         print(f"Prefect   {os.environ['PREFECT_API_URL'].removesuffix('/api')}{login}", flush=True)
         ended.wait()
