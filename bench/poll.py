@@ -122,7 +122,9 @@ def preparing(folder: Path) -> Iterator[Bench]:
         )
         embedded = Embedded(world.device())
         stack.callback(embedded.stop)
+        embedded.use()
         embedded.start()
+        embedded.tried.wait()
         assert embedded._server is not None
         api = stack.enter_context(Wire(embedded.port))
         settings = {

@@ -10,6 +10,7 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled
 
+from otaflow.flows.clients import expect_api
 from otaflow.platform.device import Device, using
 from otaflow.tasks.policy import take_pointless_runs
 
@@ -29,6 +30,8 @@ def is_waiting(run: UUID) -> bool:
 def resume(run: str, choice: str) -> bool:
     """Let a run that waits go on with the answer; whether it could be told. Else the next poll acts on the answer."""
     try:
+        with get_client(sync_client=True) as client:
+            expect_api(client)
         if not is_waiting(UUID(run)):
             return False
         with get_client(sync_client=True) as client:

@@ -25,6 +25,10 @@ from otaflow.platform.run import Server, is_running, start, stop
 START_SECONDS = 120.0
 USER = "otaflow"
 WATCH_SECONDS = 5.0
+AGAIN_SECONDS = 30.0
+"""How long after a start that failed the next one is tried."""
+LOG_BYTES = 4 * 2**20
+"""What it says between two starts, at most."""
 
 log = logging.getLogger("otaflow.prefect")
 
@@ -36,28 +40,48 @@ class Embedded:
         self.folder = device.nvm / "prefect"
         self.port = device.config.prefect.port
         self.url = f"http://127.0.0.1:{self.port}"
+        self.tried = threading.Event()
+        """Set when the first start has succeeded or failed."""
+        self._login = ""
         self._server: Server | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="otaflow-prefect", daemon=True)
 
     @property
     def login(self) -> str:
-        """`user:password`, made once, readable by its owner alone."""
-        path = self.folder / "login"
-        if not path.exists():
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_atomic(path, f"{USER}:{secrets.token_urlsafe(12)}\n".encode(), mode=0o600)
-        return path.read_text().strip()
+        """`user:password`, made once; `_start` keeps it for the next time."""
+        if not self._login:
+            try:
+                self._login = (self.folder / "login").read_text().strip()
+            except (OSError, ValueError):
+                self._login = ""
+            self._login = self._login or f"{USER}:{secrets.token_urlsafe(12)}"
+        return self._login
+
+    @property
+    def runs(self) -> bool:
+        """Whether it was started, and has not died since."""
+        return self._server is not None and is_running(self._server)
+
+    def use(self) -> None:
+        """Let this process's Prefect client use it, also before it answers: until then it counts as away."""
+        os.environ["PREFECT_API_URL"] = f"{self.url}/api"
+        os.environ["PREFECT_API_AUTH_STRING"] = self.login
 
     def start(self) -> None:
-        """Start it, and return when it answers; from then on it is started again when it dies, until `stop`.
-
-        Raises OtaflowError with its last words when it does not answer.
-        """
-        self._start()
+        """Start it in the background, again when that fails, and again when it dies, until `stop`. Never raises."""
         self._thread.start()
 
+    def _keep_login(self) -> None:
+        """Readable by its owner alone."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self.folder / "login"
+        if not path.exists() or path.read_text(errors="replace").strip() != self.login:
+            write_atomic(path, f"{self.login}\n".encode(), mode=0o600)
+
     def _start(self) -> None:
+        """Start it, and return when it answers. Raises OtaflowError with its last words when it does not, OSError."""
+        self._keep_login()
         if _listens(self.port):
             raise OtaflowError(
                 f"cannot start Prefect's server: another program listens on port {self.port}",
@@ -81,25 +105,43 @@ class Embedded:
         self._wait()
         record = {"url": f"{self.url}/api", "port": self.port, "pid": self._server.pid}
         write_atomic(self.folder / "server.json", json.dumps(record).encode())
-        use(self.folder)
 
     def stop(self) -> None:
         """End it."""
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join(START_SECONDS)
-        (self.folder / "server.json").unlink(missing_ok=True)
         if self._server:
+            (self.folder / "server.json").unlink(missing_ok=True)
             stop(self._server)
 
     def _watch(self) -> None:
-        while not self._ended.wait(WATCH_SECONDS):
-            if self._server and not is_running(self._server):
-                log.warning("Prefect's server has died, and is started again")
-                try:
-                    self._start()
-                except OtaflowError as error:
-                    log.warning("%s", error)
+        said = ""
+        while not self._ended.is_set():
+            wait = WATCH_SECONDS
+            try:
+                self._look()
+                said = ""
+            except Exception as error:  # a full disk, a port that is taken: the device does its work without it
+                wait = AGAIN_SECONDS
+                if str(error) != said:
+                    log.warning("%s; it is tried again", error)
+                said = str(error)
+            self.tried.set()
+            self._ended.wait(wait)
+
+    def _look(self) -> None:
+        """Start it unless it runs; what it says must not fill the disk."""
+        if self._server is None:
+            (self.folder / "server.json").unlink(missing_ok=True)  # of one that a power cut ended
+            self._start()
+        elif not is_running(self._server):
+            log.warning("Prefect's server has died, and is started again")
+            self._server = None
+            self._start()
+        said = self.folder / "server.log"
+        if said.stat().st_size > LOG_BYTES:
+            os.truncate(said, 0)
 
     def _wait(self) -> None:
         assert self._server is not None
@@ -110,6 +152,7 @@ class Embedded:
             time.sleep(0.1)
         said = (self.folder / "server.log").read_text(errors="replace").strip().splitlines()
         stop(self._server)
+        self._server = None
         raise OtaflowError(f"cannot start Prefect's server: {said[-1] if said else 'it does not answer'}")
 
     def _answers(self) -> bool:
@@ -134,12 +177,22 @@ def use(folder: Path) -> None:
     try:
         record = json.loads((folder / "server.json").read_text())
         login = (folder / "login").read_text().strip()
-        if not _listens(int(record["port"])):
+        if not _is_prefect(int(record["pid"])) or not _listens(int(record["port"])):
             return
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return
     os.environ["PREFECT_API_URL"] = record["url"]
     os.environ["PREFECT_API_AUTH_STRING"] = login
+
+
+def _is_prefect(pid: int) -> bool:
+    """Whether that process is Prefect: a record that a power cut left may name a port that is another program's now."""
+    import psutil  # slow to import
+
+    try:
+        return any("prefect" in word for word in psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return False
 
 
 def _listens(port: int) -> bool:

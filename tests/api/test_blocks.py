@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,28 @@ def test_silent_clients_do_not_keep_the_buffers(
     finally:
         for each in silent:
             each.close()
+    assert keeper.taken == []
+
+
+def test_a_client_that_drips_does_not_keep_a_buffer(
+    served: Server, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each byte is in time, but the whole block is not."""
+    monkeypatch.setattr(blocks, "SILENCE", 0.5)
+    monkeypatch.setattr(blocks, "SLOWEST", 10 * SIZE)
+    head = f"POST /ucm/TransferData?id=id&blockCounter=1 HTTP/1.1\r\nHost: ucm\r\nContent-Length: {SIZE}\r\n\r\n"
+    with socket.socket(socket.AF_UNIX) as plain:
+        plain.settimeout(0.05)
+        plain.connect(str(served.socket))
+        plain.sendall(head.encode())
+        answer = b""
+        for _ in range(2000):
+            with suppress(TimeoutError):
+                answer += plain.recv(65536)
+            if b"}" in answer:
+                break
+            plain.sendall(b"x")
+    assert answer.startswith(b"HTTP/1.1 422 ")
     assert keeper.taken == []
 
 

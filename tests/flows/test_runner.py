@@ -101,6 +101,34 @@ def test_what_was_cut_off(runner: Runner) -> None:
     assert ran == ["repeatable hello"] * 2
 
 
+def test_runs_at_the_start_are_made_once(prefect_api: str) -> None:
+    """Also when the registration is done again, because Prefect went away in the middle of it."""
+    runner = Runner([Deployed(once, "at the start", {"word": "first"}, at_start=True)])
+    with get_client(sync_client=True) as client:
+        runner._begin(client)
+        runner._begin(client)
+        (id,) = runner.known
+        due = client.get_scheduled_flow_runs_for_deployments([id], scheduled_before=datetime.now(UTC))
+    assert len(due) == 1
+
+
+def test_a_run_that_was_resumed_is_not_late(runner: Runner) -> None:
+    """It was begun by a schedule, and brings the user's answer: the next poll does not replace it."""
+    ids = register(runner)
+    resumed, older, newer = (make_run(ids["once"], parameters={"word": word}) for word in ("answer", "older", "newer"))
+    read = runner._read
+
+    def as_scheduled(client: Any, response: Any) -> Any:
+        run = read(client, response)
+        return run.model_copy(update={"auto_scheduled": True, "run_count": int(run.id == resumed)})
+
+    runner._read = as_scheduled  # type: ignore[method-assign]
+    runner.start()
+    wait(lambda: state_of(newer)[0] == "Completed")
+    assert (state_of(resumed)[0], state_of(older)[0]) == ("Completed", "Cancelled")
+    assert ran == ["once answer", "once newer"]
+
+
 def test_a_run_of_the_future_waits(runner: Runner) -> None:
     ids = register(runner)
     later: Any = Scheduled(scheduled_time=datetime.now(UTC) + timedelta(hours=1))

@@ -4,11 +4,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from otaflow import errors
 from otaflow.agent.packages import release
 from otaflow.agent.worker import Worker
 from otaflow.errors import Restarting
+from otaflow.files import write_atomic
 from otaflow.flows.retention import retention
 from otaflow.recovery import carry_on, recover
 from otaflow.service import Ucm, Work
@@ -19,7 +22,7 @@ log = logging.getLogger("otaflow.agent")
 
 LOOK_SECONDS = 10.0
 EXPIRE_SECONDS = 60.0
-RETENTION_SECONDS = 24 * 3600.0
+RETENTION = timedelta(days=1)
 UNATTENDED_SECONDS = 60.0
 """How long an unattended session may rest until it goes on by itself: the command that drove it is gone then."""
 
@@ -34,6 +37,8 @@ class House:
         self._ended = threading.Event()
         self._seen: tuple[str, int] | None = None
         self._since = 0.0
+        self._expired = time.monotonic()
+        self._retained: datetime | None = None
         self._carried: dict[str, int] = {}
         self.thread = threading.Thread(target=self._run, name="otaflow-house", daemon=True)
 
@@ -69,19 +74,33 @@ class House:
         return end
 
     def _run(self) -> None:
-        expired = retained = time.monotonic()
         while not self._ended.is_set():
-            self._connect()
-            now = time.monotonic()
-            if now - expired > EXPIRE_SECONDS:
-                expired = now
-                self._expire()
-                self._try_again()
-            if self.ucm.state is State.IDLE and now - retained > RETENTION_SECONDS:
-                retained = now
-                self.worker.submit(self.end_backups)
-            self._look_after(now)
+            try:
+                self._look(time.monotonic())
+            except Exception:  # a full disk, say: nobody else would carry on what rests
+                log.exception("cannot keep house")
             self._ended.wait(LOOK_SECONDS)
+
+    def _look(self, now: float) -> None:
+        self._connect()
+        if now - self._expired > EXPIRE_SECONDS:
+            self._expired = now
+            self._try_again()
+            self._expire()
+            self._retain(datetime.now(UTC))
+        self._look_after(now)
+
+    def _retain(self, now: datetime) -> None:
+        """Once a day, also where the device is off each night; a clock that was set back must not keep it waiting."""
+        file = self.ucm.device.nvm / "retention"
+        if self._retained is None:
+            self._retained = read_time(file)
+        last = self._retained
+        if self.ucm.state is not State.IDLE or (last and timedelta(0) <= now - last <= RETENTION):
+            return
+        self._retained = now
+        self.worker.submit(self.end_backups)
+        write_atomic(file, f"{now.isoformat()}\n".encode())
 
     def _connect(self) -> None:
         if self._show is None:
@@ -132,3 +151,12 @@ class House:
             return []
         removed: list[str] = self.ucm.run(retention, {})
         return removed
+
+
+def read_time(file: Path) -> datetime | None:
+    """The time in `file`, UTC; None where there is none."""
+    try:
+        time = datetime.fromisoformat(file.read_text().strip())
+    except (OSError, ValueError):
+        return None
+    return time if time.tzinfo else None

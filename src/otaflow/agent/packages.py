@@ -95,13 +95,16 @@ def find_removal(device: Device, transfers: Transfers, id: str) -> Action:
 def release(transfers: Transfers, session: Session, *, but: frozenset[str] = frozenset()) -> None:
     """A session is over: its packages are there to be processed again, or are gone where they are installed now.
 
+    Those of an unattended one are gone in any case: whoever brought them may be gone too, and nobody would delete them.
+
     `but`: the files of those that are processed in a session that goes on.
     """
     served = {session.actions[place].package for place in session.processed}
+    own = {action.package for action in session.actions}
     for package in transfers.packages():
         if package.state not in IN_USE:
             continue
         path = str(transfers.path(package.id))
         transfers.mark(package.id, PackageState.PROCESSED if path in but else PackageState.TRANSFERRED)
-        if session.kept and path in served:
+        if path not in but and ((session.kept and path in served) or (session.unattended and path in own)):
             transfers.delete(package.id)

@@ -7,6 +7,7 @@ executes one at a time. A poll that a restart cut off is executed again: it goes
 import asyncio
 import contextvars
 import logging
+import os
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -79,6 +80,7 @@ class Runner:
         self.sessions: UUID | None = None
         self.look_seconds = look_seconds
         self.known: dict[UUID, Deployed] = {}
+        self._started = datetime.now(UTC).isoformat()
         self._ended = threading.Event()
         context = contextvars.copy_context()  # Prefect's settings are found in it
         self._thread = threading.Thread(target=context.run, args=(self._go,), name="otaflow-runner", daemon=True)
@@ -117,8 +119,9 @@ class Runner:
                 self.then(client, {one.flow.name: id for id, one in known.items()})
             except Exception as error:  # the device does its work all the same
                 log.warning("cannot make the automations: %s", error)
-        self.known = known
-        self._take_up(client)
+        self._take_up(client, known)
+        self._create_at_start(client, known)
+        self.known = known  # not before all of it is done: what fails half-way is done again
 
     def _register(self, client: SyncPrefectClient) -> Iterator[tuple[UUID, Deployed]]:
         for one in self.deployed:
@@ -133,14 +136,19 @@ class Runner:
             )
             apply: Any = deployment.apply
             id = apply(_sync=True)
-            if one.at_start:
-                client.create_flow_run_from_deployment(id, tags=[*one.tags, "at-start"])
             yield id, one
 
-    def _take_up(self, client: SyncPrefectClient) -> None:
+    def _create_at_start(self, client: SyncPrefectClient, known: dict[UUID, Deployed]) -> None:
+        """One run each, also when the answer was lost and this is done again."""
+        for id, one in known.items():
+            if one.at_start:
+                key = f"start-{os.getpid()}-{self._started}-{id}"
+                client.create_flow_run_from_deployment(id, tags=[*one.tags, "at-start"], idempotency_key=key)
+
+    def _take_up(self, client: SyncPrefectClient, known: dict[UUID, Deployed]) -> None:
         """The runs that were cut off: nobody else executes them, so they are executed again, or closed."""
         cut_off = FlowRunFilter(
-            deployment_id=FlowRunFilterDeploymentId(any_=list(self.known)),
+            deployment_id=FlowRunFilterDeploymentId(any_=list(known)),
             state=FlowRunFilterState(
                 type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING, StateType.CANCELLING])
             ),
@@ -149,16 +157,13 @@ class Runner:
             assert run.state is not None
             if run.state.type is StateType.CANCELLING:
                 state: Any = Cancelled(message="it was cut off")
-            elif not self._is_repeatable(run):
+            elif run.deployment_id not in known or not known[run.deployment_id].again:
                 state = Crashed(message="it was cut off; the session's run and the history say how the device went on")
             elif run.run_count > LOST_TRIES:
                 state = Crashed(message=f"it was cut off {run.run_count} times")
             else:
                 state = Scheduled(name="AwaitingRetry", message="it was cut off, and is begun again")
             client.set_flow_run_state(run.id, state, force=True)
-
-    def _is_repeatable(self, run: FlowRun) -> bool:
-        return run.deployment_id in self.known and self.known[run.deployment_id].again
 
     def _look(self, client: SyncPrefectClient) -> None:
         """Execute what is due, the oldest first; of several polls that a schedule asked for, only the last."""
@@ -169,12 +174,13 @@ class Runner:
         for run in [run for run in runs if run.deployment_id == self.sessions]:
             self._put_back(client, run)
             runs.remove(run)
-        late = [run for run in runs if run.auto_scheduled]
+        # What was begun before is none of these: it was resumed, and brings the user's answer.
+        late = [run for run in runs if run.auto_scheduled and not run.run_count]
         last = {run.deployment_id: run.id for run in late}
         for run in runs:
             if self._ended.is_set():
                 return
-            if run.auto_scheduled and last[run.deployment_id] != run.id:
+            if run in late and last[run.deployment_id] != run.id:
                 state: Any = Cancelled(message="the next one was due before this one could begin")
                 client.set_flow_run_state(run.id, state, force=True)
             elif self._begins(run) <= now:

@@ -15,6 +15,7 @@ from starlette.requests import Request
 RECEIVE: Final = "otaflow.receive"
 """Where in a request's `state` the connection says how the rest of a body is received (`Receive`)."""
 SILENCE = 60.0  # seconds without a byte of a block after which it is given up
+SLOWEST = 64 * 1024  # bytes a second; a block that is slower, SILENCE aside, is given up too
 REST = 5.0  # seconds after which the memory of buffers that nobody needs is given back
 
 Receive = Callable[[memoryview, Callable[[], None]], Awaitable[int]]
@@ -59,7 +60,7 @@ class Buffers:
 
 
 async def read_block(request: Request, view: memoryview) -> int:
-    """Read a request's body into `view`; its bytes. Raises TooLong, TimeoutError, ClientDisconnect."""
+    """Read a request's body into `view`, in bounded time; its bytes. Raises TooLong, TimeoutError, ClientDisconnect."""
     header = request.headers.get("content-length", "")
     length = int(header) if header.isdecimal() else None
     if length is not None and length > len(view):
@@ -67,9 +68,11 @@ async def read_block(request: Request, view: memoryview) -> int:
     receive: Receive | None = request.scope.get("state", {}).get(RECEIVE)
     size = 0
     async with asyncio.timeout(SILENCE) as silence:
+        now = asyncio.get_running_loop().time
+        end = now() + SILENCE + (len(view) if length is None else length) / SLOWEST
 
         def go_on() -> None:
-            silence.reschedule(asyncio.get_running_loop().time() + SILENCE)
+            silence.reschedule(min(now() + SILENCE, end))
 
         async for chunk in request.stream():
             if size + len(chunk) > len(view):

@@ -16,7 +16,8 @@ def up(*, config: ConfigFile = None) -> None:
     """Run the device until SIGTERM: the update manager, its runs in Prefect's UI, and the polls.
 
     Prefect's server is started on loopback with a login of its own (SQLite, in the device's nvm), unless
-    PREFECT_API_URL names one. In the UI the device is watched, polled, rolled back and answered.
+    PREFECT_API_URL names one; when it cannot start, that is tried again, and the device works without it. In the UI
+    the device is watched, polled, rolled back and answered.
     """
     ended = threading.Event()
 
@@ -26,16 +27,18 @@ def up(*, config: ConfigFile = None) -> None:
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
     device = load_device(config)
+    server = None if "PREFECT_API_URL" in os.environ else Embedded(device)
+    if server:
+        server.use()
     prepare_prefect(device)
     with ExitStack() as stack:
-        login = ""
-        if "PREFECT_API_URL" not in os.environ:
-            server = Embedded(device)
+        if server:
             stack.callback(server.stop)
+        # The agent first: a system on trial is verified, whatever keeps Prefect's server from starting.
+        stack.enter_context(running_agent(device))
+        if server:
             print("Prefect's server starts …", flush=True)
             server.start()
-            login = f", login {server.login}"
-        stack.enter_context(running_agent(device))
         from otaflow.agent.runner import Runner
         from otaflow.deployments.alarms import make_alarms
         from otaflow.deployments.local import deployed
@@ -46,6 +49,10 @@ def up(*, config: ConfigFile = None) -> None:
             then=lambda client, ids: make_alarms(client, device.config, ids["report"]),
         )
         runner.start()
-        print(f"Prefect   {os.environ['PREFECT_API_URL'].removesuffix('/api')}{login}", flush=True)
+        while server and not ended.is_set() and not server.tried.wait(0.2):
+            pass
+        if server is None or server.runs:
+            login = f", login {server.login}" if server else ""
+            print(f"Prefect   {os.environ['PREFECT_API_URL'].removesuffix('/api')}{login}", flush=True)
         ended.wait()
         runner.stop(DRAIN_SECONDS)
