@@ -1,5 +1,8 @@
 """The deployed flow `check`: one poll of the chart. It waits for the user without a process, suspended with a form."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -16,14 +19,17 @@ from pydantic import Field
 
 from otaflow import answers, installing, work
 from otaflow.deployments import runs, turns
-from otaflow.errors import HealthCheckFailed, OtaflowError
+from otaflow.errors import ConfigError, HealthCheckFailed, OtaflowError
 from otaflow.flows import waiting
 from otaflow.flows.check import Polled, poll
+from otaflow.flows.clients import is_api_trouble
 from otaflow.platform.device import Device, using
 from otaflow.policy import words
 from otaflow.policy.decide import Verdict
 from otaflow.policy.offer import Offer
 from otaflow.tasks.policy import tell_of_poll
+
+log = logging.getLogger("otaflow.policy")
 
 
 class Consent(RunInput):
@@ -79,14 +85,27 @@ async def _poll(device: Device, run: str) -> Polled:
             before = runs.describe(device)
             polled = _look(device, run)
             if polled.installed:
-                runs.report(device, before)
+                with _bookkeeping():
+                    runs.report(device, before)
             if not (polled.waits and polled.waits.verdict is Verdict.ASK and run and _waits_here(device, polled, run)):
                 break
             asked = [polled.waits.offer]
-        if polled.waits and polled.waits.until and run:
-            runs.poll_again(run, polled.waits.offer.content, polled.waits.until)
-        waiting.end_waiting(device)
+        with _bookkeeping():
+            if polled.waits and polled.waits.until and run:
+                runs.poll_again(run, polled.waits.offer.content, polled.waits.until)
+            waiting.end_waiting(device)
     return polled
+
+
+@contextmanager
+def _bookkeeping() -> Iterator[None]:
+    """What Prefect is told beside the run; an API that goes away just then makes no update a failed one."""
+    try:
+        yield
+    except Exception as error:
+        if not is_api_trouble(error):
+            raise
+        log.warning("cannot tell Prefect: %s", error)
 
 
 def _look(device: Device, run: str) -> Polled:
@@ -114,10 +133,15 @@ async def _ask_user(device: Device, offer: Offer) -> None:
     """Suspend the run until the user answers, or take the answer with which it was resumed."""
     form: Any = Consent.with_initial_data(description=_describe(offer))
     days = timedelta(days=device.config.policy.consent_days)
-    key = f"consent-{offer.content[:16]}-{answers.asked_at(device, offer):%Y%m%d%H%M%S}"
+    key = answers.form_of(device, offer)
     answer: Any = await suspend_flow_run(wait_for_input=form, timeout=int(days.total_seconds()), key=key)
-    if not answers.holds(device, offer):  # `otaflow consent` has recorded it, and resumed the run
-        answers.give(device, offer, answer.when, by=answer.by or "somebody", through="prefect")
+    try:
+        if answers.choice_of(device, offer) != answer.when:  # else `otaflow consent` has recorded it, and resumed us
+            answers.give(device, offer, answer.when, by=answer.by or "somebody", through="prefect")
+    except ConfigError as error:  # in a window that the device does not have: it is asked again
+        log.warning("%s", error)
+        answers.withdraw(device, offer)
+    answers.take_form(device, key)
 
 
 def _waits_here(device: Device, polled: Polled, run: str) -> bool:

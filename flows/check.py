@@ -7,18 +7,21 @@ behind *update packages* is the UCM's: its phases are subflow runs of the sessio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
-from otaflow.errors import AuthenticationFailed, OtaflowError, Restarting
+from otaflow.errors import AuthenticationFailed, Locked, OperationNotPermitted, RepositoryRefused, Restarting, UcmError
 from otaflow.flows.phase import phase
 from otaflow.platform.device import device
 from otaflow.platform.lock import DeviceLock
 from otaflow.policy.decide import Decision, Verdict
 from otaflow.policy.explain import explain
+from otaflow.policy.offer import Offer
 from otaflow.repo.choice import Target
 from otaflow.tasks.policy import (
     Install,
     are_packages_new,
+    close_offers,
     decide_now,
     forget_trouble,
     has_consented_to_diagnostics,
@@ -26,6 +29,7 @@ from otaflow.tasks.policy import (
     log_error,
     log_success,
     look_at_what_ended,
+    note_refusal,
     notify_user,
     offer_of,
     send_diagnostic_data,
@@ -92,12 +96,15 @@ class Polled:
     installed: tuple[str, ...] = ()
     waits: Decision | None = None
     restarting: bool = False
+    busy: bool = False
 
     @property
     def name(self) -> str:
         """In a few words, as the run's state."""
         if self.restarting:
             return "Restarting"
+        if self.busy:
+            return "Another poll is at work"
         if self.waits:
             return "Waiting for the user" if self.waits.verdict is Verdict.ASK else "Not now"
         return "Installed" if self.installed else "Up to date"
@@ -109,19 +116,33 @@ def poll(source: str, install: Install, run: str = "") -> Polled:
     `run` is the flow run in which it happens, if any. Raises what failed, after the chart's red side: error log,
     message to the applications, diagnostic data where the user agreed.
     """
-    look_at_what_ended()
-    installed: list[str] = []
-    name, version = "check", ""
+    lock = DeviceLock(device().nvm / "poll.lock")
     try:
+        lock.acquire()
+    except Locked:
+        return Polled(busy=True)
+    try:
+        return _poll(source, install, run)
+    finally:
+        lock.release()
+
+
+def _poll(source: str, install: Install, run: str) -> Polled:
+    installed: list[str] = []
+    offer: Offer | None = None
+    since = datetime.now(UTC)
+    try:
+        look_at_what_ended()
         with _asking():
             targets = check.story(source)
         forget_trouble()
         if not are_packages_new(targets):
+            close_offers()
             return Polled()
         notify_user([offer_of(target) for target in targets], run)
         for target in targets:
-            name, version = target.name, target.version
-            decision = decide_now(offer_of(target))
+            offer = offer_of(target)
+            decision = decide_now(offer)
             is_priority_update(decision.offer)
             if decision.verdict is not Verdict.INSTALL:
                 wait_for_user(explain(decision))
@@ -130,11 +151,11 @@ def poll(source: str, install: Install, run: str = "") -> Polled:
                 package = fetch.story(source, target)
             update_packages(install, target, package, decision)
             log_success(decision.offer)
-            installed.append(version)
+            installed.append(offer.version)
     except Restarting:
         return Polled(tuple(installed), restarting=True)
-    except OtaflowError as error:
-        _report(source, name, version, error)
+    except Exception as error:
+        _report(source, offer, error, since)
         raise
     return Polled(tuple(installed))
 
@@ -150,8 +171,11 @@ def _asking() -> Iterator[None]:
         lock.release()
 
 
-def _report(source: str, name: str, version: str, error: OtaflowError) -> None:
+def _report(source: str, offer: Offer | None, error: Exception, since: datetime) -> None:
     """The chart's red side."""
+    name, version = (offer.name, offer.version) if offer else ("check", "")
     log_error(name, version, type(error).__name__, str(error))
+    if offer and isinstance(error, (RepositoryRefused, UcmError)) and not isinstance(error, OperationNotPermitted):
+        note_refusal(offer, str(error), since)
     if has_consented_to_diagnostics():
         send_diagnostic_data(source)

@@ -11,10 +11,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from otaflow import history
+from otaflow.errors import JournalCorrupt, OperationNotPermitted
 from otaflow.platform.device import Device, device
 from otaflow.policy import notices, words
-from otaflow.policy.decide import Decision
-from otaflow.policy.failures import WAYS_BACK
+from otaflow.policy.decide import Decision, Verdict
+from otaflow.policy.failures import WAYS_BACK, nameless
+from otaflow.policy.failures import Kind as FailureKind
 from otaflow.policy.inbox import Kind
 from otaflow.policy.memory import Memory
 from otaflow.policy.moments import as_moment, as_text
@@ -126,18 +128,25 @@ def has_consented_to_diagnostics() -> bool:
 @step("look at what ended")
 def look_at_what_ended() -> list[str]:
     """Tell of every update that ended since the last look, whoever began it, and remember the failures."""
-    records = device().history.read()
+    try:
+        records = device().history.read()
+    except JournalCorrupt as error:  # no reason to leave the device without updates
+        log.error("%s", error)  # noqa: TRY400
+        return []
+    now = datetime.now(UTC)
     texts = []
     with _told().changing() as told:
-        known = told.setdefault("told", {"count": len(records)})
-        told["poll"] = {"time": as_text(datetime.now(UTC))}
+        first = "told" not in told
+        known = told.setdefault("told", {"count": 0})
+        told["poll"] = {"time": as_text(now)}
         for record in records[known["count"] :]:
             content = _content_of(told, record)
-            memory().failures.learn(record, datetime.now(UTC), content)
-            if content and (record["resolution"] == history.ACTIVATED or record["action"] in WAYS_BACK):
+            # A board without a clock of its own writes 1970: what is seen for the first time counts as of now.
+            memory().failures.learn(record, now, content, as_recorded=first)
+            if record["resolution"] == history.ACTIVATED or record["action"] in WAYS_BACK:
                 _forget(told, content)
-            if record.get("session") and (text := _post_end(record)):
-                texts.append(text)
+            if not first and record.get("session"):
+                texts.append(_post_end(record))
         known["count"] = len(records)
     _notify(texts)
     return texts
@@ -150,23 +159,13 @@ def notify_user(found: list[Offer], run: str) -> list[str]:
     texts = []
     with _told().changing() as told:
         known = told.setdefault("offers", {})
-        told["open"] = {"contents": [offer.content for offer in found]}
-        for asked in memory().consents.announcements():
-            if asked.content not in told["open"]["contents"]:
-                _forget(told, asked.content)
+        _open(told, found)
         for offer in found:
+            known.pop(offer.content, None)  # the newest last
             known[offer.content] = offer.record()
             if memory().consents.announce(offer.content, run, now):
-                text = words.available(offer)
-                memory().inbox.post(
-                    Kind.AVAILABLE,
-                    offer.name,
-                    offer.version,
-                    text,
-                    now=now,
-                    content=offer.content,
-                    priority=offer.priority,
-                )
+                text = words.available(offer, decide_now(offer).verdict)
+                _post(Kind.AVAILABLE, offer.name, offer.version, text, content=offer.content, priority=offer.priority)
                 _emit("available", offer.name, offer.version, text)
                 texts.append(text)
         for content in list(known)[:-KEPT_OFFERS]:
@@ -190,9 +189,9 @@ def update_packages(install: Install, target: Target, package: str, decision: De
     for override in decision.overrides:
         log.warning("%s goes ahead: %s", offer.title(), override)
     text = words.installing(offer.name, offer.version)
-    memory().inbox.post(Kind.INSTALLING, offer.name, offer.version, text, now=datetime.now(UTC))
+    _post(Kind.INSTALLING, offer.name, offer.version, text)
     _emit("installing", offer.name, offer.version, text)
-    install(target, package, lambda: _use_answer(decision))
+    install(target, package, lambda: _decide_again(decision))
 
 
 @step("log success / message to app")
@@ -214,7 +213,7 @@ def log_error(name: str, version: str, error: str, why: str) -> str:
         known = told.get("trouble", {}).get("error") == error
         told["trouble"] = {"error": error}
     if not known and not ended:
-        memory().inbox.post(Kind.FAILED, name, version, text, now=datetime.now(UTC), error=error)
+        _post(Kind.FAILED, name, version, text, error=error)
         _emit("failed", name, version, text)
         _notify([text])
     return text
@@ -233,11 +232,37 @@ def tell_of_poll(ended: str) -> None:
     _emit_event("poll.ended", {"ended": ended})
 
 
+def is_taken(key: str) -> bool:
+    """Whether the answer in that form was taken."""
+    return key in _told().read().get("taken", {}).get("keys", [])
+
+
+def take(key: str) -> None:
+    """Remember that it was."""
+    with _told().changing() as told:
+        keys = told.get("taken", {}).get("keys", [])
+        told["taken"] = {"keys": [*keys[-KEPT_OFFERS:], key]}
+
+
+def close_offers() -> None:
+    """Nothing is offered any more: nobody is asked about what was."""
+    if _told().read().get("open", {}).get("contents"):
+        with _told().changing() as told:
+            _open(told, [])
+
+
 def forget_trouble() -> None:
     """A poll went well: the next trouble is news again."""
     if "trouble" in _told().read():
         with _told().changing() as told:
             told.pop("trouble", None)
+
+
+def note_refusal(offer: Offer, why: str, since: datetime) -> None:
+    """What was refused before its session began is in no history: it is left alone for a while, too."""
+    known = memory().failures.find(offer.content, since)
+    if known is None or known.time < since:
+        memory().failures.add(offer.content, offer.name, offer.version, FailureKind.FETCHING, why, datetime.now(UTC))
 
 
 # --- inside -----------------------------------------------------------------------------------------------------------
@@ -255,15 +280,27 @@ def _forget(told: Record, content: str) -> None:
     if asked and asked.run:
         told.setdefault("over", {"runs": []})["runs"].append(asked.run)
     memory().consents.forget(content)
+    told["open"] = {"contents": [one for one in told.get("open", {}).get("contents", []) if one != content]}
+
+
+def _open(told: Record, found: list[Offer]) -> None:
+    """These are on offer now, and nothing else."""
+    for asked in memory().consents.announcements():
+        if asked.content not in {offer.content for offer in found}:
+            _forget(told, asked.content)
+    told["open"] = {"contents": [offer.content for offer in found]}
 
 
 def _content_of(told: Record, record: Record) -> str:
-    """The content that a record of the history is about: that of the newest offer of this name and version."""
+    """The content that a record of the history is about: that of the newest offer of this name and version.
+
+    What no poll has announced has none: name and version stand for it.
+    """
     version = record.get("from_version") if record["action"] in WAYS_BACK else record["version"]
     for content, offer in reversed(told.get("offers", {}).items()):
         if (offer["name"], offer["version"]) == (record["name"], version):
             return str(content)
-    return ""
+    return nameless(record["name"], str(version))
 
 
 def _post_end(record: Record) -> str:
@@ -276,24 +313,36 @@ def _post_end(record: Record) -> str:
         kind, text = Kind.FAILED, words.failed(name, version, why)
     else:
         kind = Kind.ROLLED_BACK
-        text = words.rolled_back(name, version, why, runs=record.get("from_version", ""))
-    memory().inbox.post(kind, name, version, text, now=datetime.now(UTC), session=record["session"])
+        runs = device().running_system().version
+        text = words.rolled_back(name, version, why, runs=runs if runs != version else "")
+    _post(kind, name, version, text, session=record["session"])
     _emit(str(kind), name, version, text)
     return text
 
 
-def _use_answer(decision: Decision) -> None:
-    """The activation begins: from here the answer cannot be taken back. Raises OperationNotPermitted if it was."""
-    from otaflow.errors import OperationNotPermitted
+def _decide_again(decision: Decision) -> None:
+    """The activation begins: is it still allowed? From here the answer cannot be taken back.
 
-    reason = decision.reasons[0].name
-    if reason != "answered" and not (reason == "window" and device().config.policy.ask):
-        return  # it needs no answer
-    if memory().consents.use(decision.offer.content, datetime.now(UTC)) is None:
+    Raises OperationNotPermitted where the answer was taken back or changed, or a failure is known by now. A window is
+    when an update may begin: that it has closed meanwhile is no reason.
+    """
+    again = decide_now(decision.offer)
+    reasons = {reason.name for reason in again.reasons}
+    began_in_window = decision.reasons[0].name == "window" and reasons == {"window"}
+    if again.verdict is not Verdict.INSTALL and not began_in_window:
         raise OperationNotPermitted(
-            f"cannot activate {decision.offer.title()}: the consent was taken back",
-            hint="`otaflow consent now` gives it again",
+            f"cannot activate {decision.offer.title()}: {'; '.join(reason.text for reason in again.reasons)}",
+            hint="`otaflow consent` shows what is on offer, and answers",
         )
+    memory().consents.use(decision.offer.content, datetime.now(UTC))
+
+
+def _post(kind: Kind, name: str, version: str, text: str, **facts: Any) -> None:
+    """A message to the applications; a disk that is full keeps no update from going on."""
+    try:
+        memory().inbox.post(kind, name, version, text, now=datetime.now(UTC), **facts)
+    except OSError as error:
+        log.error("cannot tell the applications: %s: %s", text, error)  # noqa: TRY400
 
 
 def _notify(texts: list[str]) -> None:

@@ -1,5 +1,6 @@
 """The boxes of the S16 chart up to the download: connect, certificate, login, repository, what is new, the package."""
 
+import logging
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,8 @@ from otaflow.repo.choice import Target
 from otaflow.repo.client import LocalRepository, Repository, open_archive, open_repository
 from otaflow.tasks.policy import find_avoided
 from otaflow.tasks.step import step
+
+log = logging.getLogger("otaflow.repo")
 
 AnyRepository = Repository | LocalRepository
 ARTIFACT_SECONDS = 1.0
@@ -122,6 +125,12 @@ class _Download:
 
         if TaskRunContext.get() is None:
             return
+        try:
+            self._renew(artifacts, percent)
+        except Exception as error:  # an API that goes away ends no download
+            log.warning("cannot show how far the download is: %s", error)
+
+    def _renew(self, artifacts: Any, percent: float) -> None:
         # `_sync`: a flow's loop runs in this thread, which would make these functions coroutines.
         create: Any = artifacts.create_progress_artifact
         renew: Any = artifacts.update_progress_artifact

@@ -73,11 +73,15 @@ def waiting_run(device: Device, offer: Offer) -> str:
 
 
 def asked_by(device: Device, run: str) -> list[Offer]:
-    """What the flow run `run` waits for: offers that it asked about, and that nobody has answered yet."""
+    """What the flow run `run` waits for: offers that it asked about, and whose form it has not taken yet."""
     if not run:
         return []
     with using(device):
-        return [offer for offer in policy.offers() if waiting_run(device, offer) == run and not holds(device, offer)]
+        return [
+            offer
+            for offer in policy.offers()
+            if waiting_run(device, offer) == run and not policy.is_taken(form_of(device, offer))
+        ]
 
 
 def asked_at(device: Device, offer: Offer) -> datetime:
@@ -88,12 +92,23 @@ def asked_at(device: Device, offer: Offer) -> datetime:
     return asked.time if asked else now
 
 
-def holds(device: Device, offer: Offer) -> bool:
-    """Whether there is an answer to the offer that counts."""
+def choice_of(device: Device, offer: Offer) -> str:
+    """The answer to the offer that counts now; empty where none does."""
     now = datetime.now(UTC)
     with using(device):
         answer = policy.memory().consents.find(offer.content, now)
-    return answer is not None and answer.holds(now)
+    return str(answer.choice) if answer and answer.holds(now) else ""
+
+
+def form_of(device: Device, offer: Offer) -> str:
+    """The key of the form that asks about this offer; another one each time that it is announced anew."""
+    return f"consent-{offer.content[:16]}-{asked_at(device, offer):%Y%m%d%H%M%S}"
+
+
+def take_form(device: Device, key: str) -> None:
+    """The form's answer was taken: a run that is executed again must not take it twice."""
+    with using(device):
+        policy.take(key)
 
 
 def wait_in(device: Device, offer: Offer, run: str) -> None:

@@ -11,7 +11,9 @@ from poll_rig import BEGIN, DATA, FAILS, FOUND, INSTALLS, NO_DATA, WAITS, Site
 from update_world import FAILING, SICK, Packages
 
 from otaflow import answers
+from otaflow.platform.lock import DeviceLock
 from otaflow.policy.store import Store
+from otaflow.repo import admin
 from otaflow.repo.certificates import make_authority
 
 TOKEN = "a-token-of-the-tests"
@@ -161,6 +163,63 @@ def test_consent_that_is_taken_back_before_the_activation(served: Site, packages
         assert served.poll() == "Failed"
     assert (str(device.journal.state), device.running_system().version) == ("Idle", "1.1.0")
     assert served.poll() == "Waiting for the user"
+
+
+def test_an_answer_that_changes_while_the_package_is_processed(served: Site, packages: Packages) -> None:
+    """The last word counts: a refusal is no permission."""
+    served.publish(packages.make())
+    served.poll()
+    served.answer("now")
+
+    def refuse(event: Any) -> None:
+        if event.kind == "done" and event.facts.get("step") == "run_update_program":
+            served.answer("not-this-one")
+
+    from otaflow import progress
+
+    with progress.listening(refuse):
+        assert served.poll() == "Failed"
+    assert served.world.device().running_system().version == "1.1.0"
+    [decision] = answers.decisions(served.world.device())
+    assert [reason.name for reason in decision.reasons] == ["refused"]
+
+
+def test_what_a_command_failed_to_install_is_left_alone(served: Site, packages: Packages) -> None:
+    """No poll had announced it: the history tells by name and version."""
+    served.publish(packages.make(health=SICK, priority=True))
+    assert served.poll() == "Rolled back"
+    told = served.world.device().nvm / "policy" / "told"
+    told.unlink()  # all that polls know is lost
+    (told.parent / "failures").unlink()
+    assert served.poll() == "Not now"
+
+
+def test_a_damaged_history_stops_no_update(served: Site, packages: Packages) -> None:
+    served.poll()
+    history = served.world.device().nvm / "history"
+    content = bytearray(history.read_bytes())
+    content[20] ^= 1
+    history.write_bytes(bytes(content) + b"another line\n")
+    served.publish(packages.make())
+    assert served.poll() == "Waiting for the user"
+
+
+def test_what_is_not_offered_any_more_is_not_asked_about(served: Site, packages: Packages) -> None:
+    served.publish(packages.make())
+    served.poll()
+    assert len(answers.decisions(served.world.device())) == 1
+    [package] = admin.overview(served.folder / "site").packages
+    admin.withdraw(served.folder / "site", package.path)
+    assert served.poll() == "Up to date"
+    assert answers.decisions(served.world.device()) == []
+
+
+def test_two_polls_at_once(served: Site, packages: Packages) -> None:
+    """The second one ends at once, and tells nobody of a failure."""
+    served.publish(packages.make())
+    with DeviceLock(served.world.device().nvm / "poll.lock"):
+        assert served.poll() == "Another poll is at work"
+    assert served.messages == []
 
 
 def test_people_are_told(served: Site, packages: Packages) -> None:

@@ -14,6 +14,7 @@ import pytest
 from otaflow.config import parse
 from otaflow.errors import ConfigError
 from otaflow.policy import words
+from otaflow.policy.decide import Verdict
 from otaflow.policy.notices import send
 from otaflow.policy.offer import Offer
 
@@ -94,11 +95,11 @@ def test_a_bad_url_is_refused_without_being_quoted(url: str) -> None:
 OFFER = Offer("base", "1.1.0", "c1" * 32, bytes=4_200_000, description="Fixes the clock")
 SAID = {
     "available": (
-        words.available(OFFER),
+        words.available(OFFER, Verdict.ASK),
         "An update is available: base 1.1.0 (4.2 MB to download). Fixes the clock. It is installed when you say so.",
     ),
     "priority": (
-        words.available(Offer("base", "1.1.0", "c1", priority=True)),
+        words.available(Offer("base", "1.1.0", "c1", priority=True), Verdict.INSTALL),
         "A priority update is available: base 1.1.0. It will be installed now.",
     ),
     "failed": (
@@ -107,11 +108,11 @@ SAID = {
     ),
     "rolled back": (
         words.rolled_back("base", "1.1.0", "the health check 'web' failed 3 times!", runs="1.0.0"),
-        "base 1.1.0 was taken back: the health check 'web' failed 3 times! Version 1.0.0 runs again.",
+        "base 1.1.0 was taken back: the health check 'web' failed 3 times! Version 1.0.0 runs.",
     ),
     "rolled back, not known why": (
         words.rolled_back("base", "1.1.0", ""),
-        "base 1.1.0 was taken back: the reason is not known. The former version runs again.",
+        "base 1.1.0 is being taken back: the reason is not known.",
     ),
     "done": (words.done("base", "1.1.0"), "base 1.1.0 is installed and works."),
 }

@@ -138,11 +138,14 @@ class Failures:
                 if key == content or (name and (record.get("name"), record.get("version")) == (name, version)):
                     del stored[key]
 
-    def learn(self, record: Mapping[str, Any], now: datetime, content: str = "") -> Failure | None:
+    def learn(
+        self, record: Mapping[str, Any], now: datetime, content: str = "", *, as_recorded: bool = True
+    ) -> Failure | None:
         """Learn from an ended record of the history; returns the failure, if it tells of one.
 
         `content` is that of the update that the record is about, where the record does not say it itself. For a way
-        back, it is that of the update which was gone back from. A record may be learnt from twice.
+        back, it is that of the update which was gone back from. A record may be learnt from twice. Where it is not to
+        count `as_recorded` (by a clock that may have been wrong), it counts as of `now`.
         """
         content = content or str(record.get("content", ""))
         kind = kind_of(record)
@@ -153,8 +156,13 @@ class Failures:
             if content and record.get("action") == "Update" and record.get("resolution") == history.ACTIVATED:
                 self.clear(content, name, version)
             return None
-        time = min(now, as_moment(record["time"])) if record.get("time") else now
+        time = min(now, as_moment(record["time"])) if as_recorded and record.get("time") else now
         return self.add(content, name, version, kind, str(record.get("why", "")), time, key=str(record.get("key", "")))
+
+
+def nameless(name: str, version: str) -> str:
+    """What stands for the content of an update that no poll has announced."""
+    return f"{name} {version}"
 
 
 WAYS_BACK = ("Rollback", "Restore")

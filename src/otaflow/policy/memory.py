@@ -5,7 +5,7 @@ from pathlib import Path
 
 from otaflow.policy.consent import Consents
 from otaflow.policy.decide import Decision, Rules, decide
-from otaflow.policy.failures import Failures
+from otaflow.policy.failures import Failures, nameless
 from otaflow.policy.inbox import Inbox
 from otaflow.policy.offer import Offer
 from otaflow.policy.windows import Windows
@@ -24,4 +24,5 @@ class Memory:
         """`decide`, with what is remembered of the offer's content."""
         answer = self.consents.find(offer.content, now)
         failure = self.failures.find(offer.content, now)
+        failure = failure or self.failures.find(nameless(offer.name, offer.version), now)
         return decide(offer, answer, windows, failure, now=now, boots=boots, rules=rules)

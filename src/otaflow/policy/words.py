@@ -1,17 +1,23 @@
 """The texts of notices and of messages to applications, in words that a person understands."""
 
+from otaflow.policy.decide import Verdict
 from otaflow.policy.offer import Offer
 
+_FOLLOWS = {
+    Verdict.INSTALL: "It will be installed now.",
+    Verdict.ASK: "It is installed when you say so.",
+    Verdict.WAIT: "It is installed later.",
+    Verdict.REFUSE: "It is not installed: you refused it.",
+}
 _UNITS = ("bytes", "kB", "MB", "GB")
 
 
-def available(offer: Offer) -> str:
-    """An update can be installed."""
+def available(offer: Offer, verdict: Verdict) -> str:
+    """An update can be installed; `verdict`: what a poll does with it now."""
     urgent = "A priority update" if offer.priority else "An update"
     size = f" ({in_bytes(offer.bytes)} to download)" if offer.bytes else ""
     about = f" {_sentence(offer.description)}" if offer.description.strip() else ""
-    follows = "It will be installed now." if offer.priority else "It is installed when you say so."
-    return f"{urgent} is available: {offer.title()}{size}.{about} {follows}"
+    return f"{urgent} is available: {offer.title()}{size}.{about} {_FOLLOWS[verdict]}"
 
 
 def installing(name: str, version: str) -> str:
@@ -31,8 +37,8 @@ def failed(name: str, version: str, why: str) -> str:
 
 def rolled_back(name: str, version: str, why: str, *, runs: str = "") -> str:
     """An update was in place and is not any more; `runs` is the version that runs now."""
-    now = f" Version {runs} runs again." if runs else " The former version runs again."
-    return f"{name} {version} was taken back: {_sentence(why)}{now}"
+    now = f" Version {runs} runs." if runs else ""
+    return f"{name} {version} {'was' if runs else 'is being'} taken back: {_sentence(why)}{now}"
 
 
 def close_requested(name: str, version: str) -> str:
