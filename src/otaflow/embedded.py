@@ -42,6 +42,8 @@ class Embedded:
         self.url = f"http://127.0.0.1:{self.port}"
         self.tried = threading.Event()
         """Set when the first start has succeeded or failed."""
+        self.problem = ""
+        """Why the last start that failed did."""
         self._login = ""
         self._server: Server | None = None
         self._ended = threading.Event()
@@ -126,7 +128,7 @@ class Embedded:
                 wait = AGAIN_SECONDS
                 if str(error) != said:
                     log.warning("%s; it is tried again", error)
-                said = str(error)
+                said = self.problem = str(error)
             self.tried.set()
             self._ended.wait(wait)
 

@@ -54,5 +54,7 @@ def up(*, config: ConfigFile = None) -> None:
         if server is None or server.runs:
             login = f", login {server.login}" if server else ""
             print(f"Prefect   {os.environ['PREFECT_API_URL'].removesuffix('/api')}{login}", flush=True)
+        else:
+            print(f"Prefect   is away: {server.problem}; it is tried again", flush=True)
         ended.wait()
         runner.stop(DRAIN_SECONDS)
