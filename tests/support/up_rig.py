@@ -103,7 +103,7 @@ class Up:
 def operated(
     folder: Path, versions: list[str], *, later: tuple[str, ...] = (), minutes: float, more: str = ""
 ) -> Iterator[Up]:
-    """`otaflow up` on a new btrfs device in `folder`, to whose repository `versions` are published, the `later` ones not.
+    """`otaflow up` on a new btrfs device in `folder`; `versions` are published, `later` ones not.
 
     It polls every so many `minutes`; `more` is further configuration.
     """
