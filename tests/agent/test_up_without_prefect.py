@@ -33,7 +33,7 @@ def test_the_agent_answers_although_the_port_is_taken(trusting: World) -> None:
                 assert line, said
                 said += line
             assert "Idle, answering on" in said
-            with Client(trusting.device().config.path(Path("../ucm.sock"))) as client:
+            with Client(Path(said.split("answering on ")[1].split()[0])) as client:
                 assert client.current_status()["status"] == "Idle"
             up.send_signal(signal.SIGTERM)
             up.communicate(timeout=120)
