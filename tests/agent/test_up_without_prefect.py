@@ -1,7 +1,6 @@
 """`otaflow up` where Prefect's server cannot start: the update manager is there all the same."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -35,9 +34,6 @@ def test_the_agent_answers_although_the_port_is_taken(trusting: World) -> None:
             assert "Idle, answering on" in said
             with Client(Path(said.split("answering on ")[1].split()[0])) as client:
                 assert client.current_status()["status"] == "Idle"
-            up.send_signal(signal.SIGTERM)
-            up.communicate(timeout=120)
-            assert up.returncode == 0
         finally:
             up.kill()
             up.wait()
