@@ -232,6 +232,18 @@ def tell_of_poll(ended: str) -> None:
     _emit_event("poll.ended", {"ended": ended})
 
 
+def note_wait(run: str, content: str) -> None:
+    """Remember which of the offers the flow run `run` asks about now."""
+    with _told().changing() as told:
+        waits = {one: what for one, what in told.get("waits", {}).get("runs", {}).items() if one != run}
+        told["waits"] = {"runs": dict([*waits.items()][-KEPT_OFFERS:]) | {run: content}}
+
+
+def waits_for(run: str) -> str:
+    """The content of the offer that the run asked about last; empty where it asked about none."""
+    return str(_told().read().get("waits", {}).get("runs", {}).get(run, ""))
+
+
 def is_taken(key: str) -> bool:
     """Whether the answer in that form was taken."""
     return key in _told().read().get("taken", {}).get("keys", [])

@@ -73,14 +73,17 @@ def waiting_run(device: Device, offer: Offer) -> str:
 
 
 def asked_by(device: Device, run: str) -> list[Offer]:
-    """What the flow run `run` waits for: offers that it asked about, and whose form it has not taken yet."""
+    """What the flow run `run` waits for: the offer that it asked about, if it has not taken its form yet."""
     if not run:
         return []
     with using(device):
+        content = policy.waits_for(run)
         return [
             offer
             for offer in policy.offers()
-            if waiting_run(device, offer) == run and not policy.is_taken(form_of(device, offer))
+            if offer.content == content
+            and waiting_run(device, offer) == run
+            and not policy.is_taken(form_of(device, offer))
         ]
 
 
@@ -115,6 +118,7 @@ def wait_in(device: Device, offer: Offer, run: str) -> None:
     """Another run waits for the answer now."""
     with using(device):
         policy.memory().consents.hand_over(offer.content, run, datetime.now(UTC))
+        policy.note_wait(run, offer.content)
 
 
 def records(decisions: list[Decision]) -> list[dict[str, Any]]:
