@@ -10,6 +10,7 @@ help:
 	@echo "make lint       ruff and mypy"
 	@echo "make format     ruff's formatter"
 	@echo "make bench      the benchmarks"
+	@echo "make pictures   the pictures of docs/operating.md, made anew (root, chromium)"
 	@echo "make clean      remove .venv and what the tools left"
 
 demo: $(READY)
@@ -35,6 +36,10 @@ bench: $(READY)
 	@.ci/packages demo
 	@$(BIN)/python -m bench $(ARGS)
 
+pictures: $(READY)
+	@.ci/packages test
+	@$(BIN)/python tests/support/screenshots.py $(ARGS)
+
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -45,4 +50,4 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
-.PHONY: help demo test test-fast lint format bench clean
+.PHONY: help demo test test-fast lint format bench pictures clean

@@ -102,6 +102,25 @@ def test_kept_on_btrfs_then_removed(environment: dict[str, str], btrfs_top: Path
         subprocess.run([*PROGRAM, "demo", "--remove", folder], env=environment, timeout=60, check=True)
 
 
+def test_a_stage_to_go_on_from(environment: dict[str, str], tmp_path: Path) -> None:
+    made = run_demo(environment, "--stage", "--directories")
+    try:
+        config = load(Path(made["config"]))
+        assert (config.poll.interval_minutes, Device(config).running_system().version) == (1.0, "1.0.0")
+        with_it = {**environment, "OTAFLOW_CONFIG": made["config"], "PREFECT_HOME": str(tmp_path / "prefect")}
+        for published in (["1.1.0"], ["1.1.0", "1.2.0"]):
+            checked = subprocess.run(
+                [*PROGRAM, "check", "--json"], env=with_it, capture_output=True, text=True, timeout=120, check=True
+            )
+            assert [one["version"] for one in json.loads(checked.stdout)["new"]] == published
+            sick = Path(made["folder"]) / "packages" / "demo-system-1.2.0.nsu"
+            if published == ["1.1.0"]:
+                publish = [*PROGRAM, "repo", "publish", str(Path(made["folder"]) / "repository"), str(sick)]
+                subprocess.run(publish, env=environment, capture_output=True, timeout=120, check=True)
+    finally:
+        subprocess.run([*PROGRAM, "demo", "--remove", made["folder"]], env=environment, timeout=60, check=True)
+
+
 @pytest.mark.btrfs
 def test_stopped_in_the_middle(environment: dict[str, str], btrfs_top: Path) -> None:
     process = subprocess.Popen(

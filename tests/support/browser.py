@@ -61,7 +61,7 @@ class Page:
     """One tab of the browser."""
 
     def __init__(self, address: str) -> None:
-        self.socket = connect(address, max_size=None, proxy=None)
+        self.socket = connect(address, max_size=None, proxy=None, ping_interval=None)
         self.count = 0
         for domain in ("Page", "Runtime"):
             self.call(f"{domain}.enable")

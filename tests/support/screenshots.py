@@ -50,14 +50,14 @@ def _tell(up: Up, page: Page, camera: Camera) -> None:
 
     waiting = up.wait_for_run("check", "Suspended")
     open_run(page, waiting)
-    camera.take("check-waiting", "Suspended", "wait for the user", height=640)
+    camera.take("check-waiting", "Suspended", "Suspending flow run", height=640)
     page.press(MENU)
     page.press("Resume", "item")
     camera.take("check-form", "can be installed", "By (Optional)", height=720)
     page.press("Cancel")
     answer(page, "Ada")
     up.wait_for_run("check", "Installed")
-    camera.take("check-tasks", "Installed", height=900)
+    camera.take("check-tasks", "Installed", height=520)
     session: dict[str, Any] = up.wait_for_run("update session", "Idle")
     open_run(page, session)
     page.press("Subflow Runs", "tab")
@@ -70,7 +70,7 @@ def _tell(up: Up, page: Page, camera: Camera) -> None:
     up.wait_for_run("update session", "Idle")
     alarm = up.wait_for_run("report", "Alarm")
     open_run(page, alarm)
-    camera.take("alarm", "Alarm", "says hello", height=640)
+    camera.take("alarm", "Alarm", height=640)
 
     open_deployment(page, "roll back")
     fill_form(page)
@@ -83,8 +83,10 @@ def _tell(up: Up, page: Page, camera: Camera) -> None:
     page.press("Quick run", "item")
     open_run(page, up.wait_for_run("report", "Completed"))
     page.press("Artifacts", "tab")
-    page.wait_for_text("report-demo")
-    camera.take("report", height=800)
+    page.press("report-demo", "link")
+    newest = """document.querySelector('a[href*="/artifacts/artifact/"]')"""
+    page.wait(lambda: page.run(f"(link => link && (link.click(), true))({newest})"), "the newest is listed")
+    camera.take("report", "runs in slot", height=900)
 
 
 if __name__ == "__main__":
