@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from otaflow.errors import AuthenticationFailed, Locked, OperationNotPermitted, RepositoryRefused, Restarting, UcmError
+from otaflow.errors import AuthenticationFailed, Locked, OperationNotPermitted, Restarting, UcmError
 from otaflow.flows.phase import phase
 from otaflow.platform.device import device
 from otaflow.platform.lock import DeviceLock
@@ -175,7 +175,7 @@ def _report(source: str, offer: Offer | None, error: Exception, since: datetime)
     """The chart's red side."""
     name, version = (offer.name, offer.version) if offer else ("check", "")
     log_error(name, version, type(error).__name__, str(error))
-    if offer and isinstance(error, (RepositoryRefused, UcmError)) and not isinstance(error, OperationNotPermitted):
+    if offer and isinstance(error, UcmError) and not isinstance(error, OperationNotPermitted):
         note_refusal(offer, str(error), since)
     if has_consented_to_diagnostics():
         send_diagnostic_data(source)
