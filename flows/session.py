@@ -57,10 +57,12 @@ class PrefectRuns:
         self._ended = False
         self._thread = threading.Thread(target=self._context.copy().run, args=(self._go,), name="otaflow-runs")
         self._thread.daemon = True
+        self._until = 0.0
         self._thread.start()
 
     def close(self) -> None:
         """Tell what is still to be told, within seconds, and let go of the clients."""
+        self._until = time.monotonic() + FLUSH_SECONDS
         self._ended = True
         self._due.set()
         self._thread.join(FLUSH_SECONDS)
@@ -188,6 +190,10 @@ class PrefectRuns:
                     self._tell()
             except Exception as error:
                 log.warning("cannot tell Prefect now: %s; it is told later", error)
+                if ended and not isinstance(error, OSError) and time.monotonic() < self._until:
+                    self._due.set()  # it is there, and was busy
+                    time.sleep(BREATH_SECONDS)
+                    continue
             if ended:
                 return
 
