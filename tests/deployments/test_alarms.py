@@ -29,7 +29,7 @@ def test_the_alarms(up: Up) -> None:
     up.wait_for_run("check", "Not now")
     deployment = up.ask("deployments/name/check/demo")
     up.ask(f"deployments/{deployment['id']}/pause_deployment", {})
-    up.wait(lambda: alarms(up, "demo demo does not look for updates any more"), "the silence is an alarm")
+    up.wait(lambda: alarms(up, "demo does not look for updates any more"), "the silence is an alarm")
     # a person's own action stays when the device starts again; nothing is made twice
     [silence] = up.ask("automations/filter", {"automations": {"name": {"any_": ["demo: no poll"]}}})
     mine = {"actions": [*silence["actions"], {"type": "do-nothing"}], "trigger": {**silence["trigger"], "within": 99}}
