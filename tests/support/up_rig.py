@@ -82,9 +82,16 @@ class Up:
     def wait(self, what: Callable[[], Any], why: str) -> Any:
         end = time.monotonic() + SECONDS
         while not (found := what()):
-            assert time.monotonic() < end, f"{why}: {(self.site.folder / 'up.log').read_text()[-3000:]}"
+            assert time.monotonic() < end, f"{why}: {self.said()}"
             time.sleep(0.2)
         return found
+
+    def said(self) -> str:
+        """The last words of the device and of its Prefect server, and the newest runs."""
+        logs = (self.site.folder / "up.log", self.device.nvm / "prefect" / "server.log")
+        words = [file.read_text(errors="replace")[-3000:] for file in logs if file.exists()]
+        runs = self.ask("flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 30}) or []
+        return "\n".join([*words, *(f"{run['name']}: {run['state']}" for run in runs)])
 
     def wait_for_run(self, flow: str, state: str) -> dict[str, Any]:
         found: list[dict[str, Any]] = self.wait(
