@@ -5,6 +5,8 @@ absolute. A method that fails raises CommandFailed or OSError and leaves what wa
 was making; it never leaves half of a tree under its final name.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -74,3 +76,78 @@ class BootTarget(Protocol):
 
     def restart(self) -> bool:
         """Restart into the target. True: done, the new system runs. False: asked for, the machine is going down."""
+
+
+@dataclass(frozen=True)
+class ServiceState:
+    """What a service does now. `starts` is another text whenever it was started anew, by us or by its supervisor."""
+
+    active: bool
+    failed: bool = False
+    pids: tuple[int, ...] = ()
+    starts: str = ""
+    words: str = ""
+    """For people: `active (running)`, `failed (exit status 3)`, `not there`."""
+
+
+class Services(Protocol):
+    """The programs that run in the background, by the names of their units (`notes.service`).
+
+    ServiceFailed says why a service did not do as it was asked, with its last words.
+    """
+
+    def check(self, name: str, folder: Path | None = None) -> None:
+        """ServiceFailed when there is no such service, or it cannot be used: known here, or a unit file in `folder`."""
+
+    def link(self, folder: Path) -> None:
+        """Make the unit files in `folder` (`*.service`) known, started at each boot; again after they changed."""
+
+    def unlink(self, folder: Path, but: Path | None = None) -> None:
+        """Forget the unit files of `folder`; those that `but` has too stay known."""
+
+    def start(self, name: str) -> None:
+        """Start it and return when it is up; nothing happens where it is. ServiceFailed where it is held."""
+
+    def stop(self, name: str) -> None:
+        """Stop it and return when none of its processes is left; nothing happens where it does not run."""
+
+    def reload(self, name: str) -> None:
+        """Have it read its configuration anew; started where it does not run."""
+
+    def state(self, name: str) -> ServiceState:
+        """What it does now; of a service that is not known, that it is not active."""
+
+    def hold(self, name: str) -> None:
+        """Nobody starts it from now on, nor does a boot, until `release`; durable. It is not stopped by this."""
+
+    def release(self, name: str) -> None:
+        """It may be started again; it is not started by this."""
+
+    def read_log(self, name: str, lines: int) -> list[str]:
+        """The last lines that it wrote, at most `lines`."""
+
+
+class Database(Protocol):
+    """One database of an application: dumped, checked, brought back. DatabaseFailed says what went wrong."""
+
+    @property
+    def url(self) -> str:
+        """Where a program finds it, as SQLAlchemy writes it (`sqlite:////…`, `postgresql://…`); may hold a password."""
+
+    def exists(self) -> bool:
+        """Whether it is there."""
+
+    def size(self) -> int:
+        """About how many bytes a dump takes."""
+
+    def dump(self, target: Path) -> None:
+        """Write all of it into the new file `target`, durably; `target` appears whole or not at all."""
+
+    def check(self, dump: Path) -> None:
+        """Open the dump and read all of it. DatabaseFailed when it could not be restored."""
+
+    def restore(self, dump: Path | None) -> None:
+        """Make the database exactly what the dump holds (None: there was none), in one switch; again is as once."""
+
+    def execute(self, script: Path, timeout: float, cancelled: Callable[[], bool] | None = None) -> None:
+        """Run a SQL script, all or nothing. MigrationFailed with the statement that failed, or when time is over."""

@@ -70,7 +70,10 @@ class Backups(Section):
 
 
 class Store(Section):
-    """`[cache]` and `[nvm]`: packages in transfer; and what must outlive them (journal, history, logs, trust)."""
+    """`[cache]`, `[nvm]`, `[dumps]`: packages in transfer; what must outlive them (journal, history, logs, trust).
+
+    Dumps of databases are made before a migration and kept until its update is committed.
+    """
 
     path: Path
 
@@ -94,6 +97,46 @@ class Health(Section):
     wait_seconds: float = Field(default=1, ge=0)
     trials: int = Field(default=10, ge=1)
     clean_ups: int = Field(default=10, ge=1)
+
+
+class Applications(Section):
+    """`[applications]`: the applications' files (`path`), their data (`data`), and how they are asked to close.
+
+    `path` holds one tree for each application, `data` one folder. An application that runs has `close_seconds` from the
+    request on. It, or its user, may defer that by `defer_seconds`, `defers` times; not for a priority update. What
+    still runs then is ended: SIGTERM, and after `end_seconds` SIGKILL.
+    """
+
+    path: Path = Path("applications")
+    data: Path = Path("data")
+    close_seconds: float = Field(default=30, ge=0, le=86400)
+    defer_seconds: float = Field(default=300, ge=0, le=86400)
+    defers: int = Field(default=3, ge=0, le=100)
+    end_seconds: float = Field(default=10, ge=0, le=3600)
+
+
+class Services(Section):
+    """`[services]`: who runs the background programs: `systemd`, or our own supervisor (`processes`) without it.
+
+    `units` is where systemd reads unit files from. A service that was started or reloaded must be active, and not have
+    been started anew, for `settle_seconds`. Starting, stopping and reloading take at most `timeout_seconds` each.
+    """
+
+    kind: Literal["systemd", "processes"] = "systemd"
+    units: Path = Path("/etc/systemd/system")
+    settle_seconds: float = Field(default=3, ge=0, le=3600)
+    timeout_seconds: float = Field(default=90, gt=0, le=86400)
+
+
+class Database(Section):
+    """`[databases.NAME]`: a PostgreSQL database that migrations may name.
+
+    `url` is `postgresql://USER@HOST:PORT/DATABASE`, or with `?host=/run/postgresql` for a socket; the password is in
+    `password_file`. The user owns the database and may create another one.
+    """
+
+    url: str = Field(pattern=r"^postgresql://")
+    password_file: Path | None = None
 
 
 class Transfer(Section):
@@ -276,6 +319,10 @@ class Config(Section):
     backups: Backups = Backups()
     cache: Store = Store(path=Path("cache"))
     nvm: Store = Store(path=Path("nvm"))
+    dumps: Store = Store(path=Path("dumps"))
+    applications: Applications = Applications()
+    services: Services = Services()
+    databases: Annotated[dict[str, Database], Field(max_length=64)] = {}
     program: Program = Program()
     health: Health = Health()
     update: Update = Update()
@@ -296,6 +343,9 @@ class Config(Section):
             ("backups.path", self.backups.path),
             ("cache.path", self.cache.path),
             ("nvm.path", self.nvm.path),
+            ("dumps.path", self.dumps.path),
+            ("applications.path", self.applications.path),
+            ("applications.data", self.applications.data),
         ):
             if self.main.path in (path, *path.parents):
                 raise ValueError(f"{name} is inside main.path, whose snapshots would take it along")

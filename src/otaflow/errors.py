@@ -44,6 +44,18 @@ class HealthCheckFailed(OtaflowError):
     """The system that was started is not healthy."""
 
 
+class ServiceFailed(OtaflowError):
+    """A service did not start, stop or reload, or did not stay up."""
+
+
+class DatabaseFailed(OtaflowError):
+    """A database could not be dumped or brought back, or its dump is damaged."""
+
+
+class MigrationFailed(OtaflowError):
+    """A migration of data failed, hung, or filled the disk."""
+
+
 class Restarting(Exception):
     """The machine is going down; the session goes on when it is up again. Nothing is wrong: it is no OtaflowError."""
 
