@@ -34,20 +34,36 @@ FULL = {
     "priority": True,
     "dependencies": [{"name": "kernel", "versions": ">=6.1.0"}],
     "conflicts": [{"name": "old-shell", "versions": "<2.0.0"}],
-    "services": {"reload": ["nginx"], "restart": ["app@1.service"]},
+    "services": {"reload": ["nginx.service"], "restart": ["app@1.service"]},
     "health": [{"name": "web", "command": ["curl", "-f", "http://localhost"], "timeout_seconds": 5, "tries": 2}],
-    "migration": {"kind": "sqlite", "irreversible": False},
+    "migrations": [
+        {"database": {"kind": "postgresql", "name": "notes"}, "alembic": {"folder": "moves"}},
+        {
+            "database": {"kind": "sqlite", "path": "a.db", "application": "a"},
+            "sql": ["moves/2.sql"],
+            "irreversible": True,
+        },
+    ],
     "description": "What is new:\n\nfiles: {\n- é\u2028\x85 'quoted' # no comment\n",
 }
 FILES: dict[str, File | Folder | Link] = {
     "update": File(mode="0755", size=3, sha256="a" * 64),
     "assets": Folder(mode="0755"),
+    "assets/moves": Folder(mode="0755"),
+    "assets/moves/2.sql": File(mode="0644", size=0, sha256="b" * 64),
     "assets/\u2028\ufeff\\\"'#: {é}": Link(link="../update"),
 }
 
 
+class Plain(yaml.SafeDumper):
+    """Writes what stands twice twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 def text(values: dict[str, Any]) -> bytes:
-    return yaml.safe_dump(values, allow_unicode=True).encode()
+    return yaml.dump(values, Dumper=Plain, allow_unicode=True).encode()
 
 
 def test_written_and_read_again() -> None:
@@ -96,7 +112,11 @@ REFUSED = {
         {"health": [{"name": "a", "command": ["true"], "timeout_seconds": float("inf")}]},
         "health.0.timeout_seconds",
     ),
-    "migration": ({"migration": {"kind": "oracle"}}, "migration.kind"),
+    "migration of the past": ({"migration": {"kind": "sqlite"}}, "migration"),
+    "service without its type": ({"services": {"restart": ["nginx"]}}, "services.restart.0"),
+    "service that is an option": ({"services": {"reload": ["--now.service"]}}, "services.reload.0"),
+    "service that is a path": ({"services": {"restart": ["../a.service"]}}, "services.restart.0"),
+    "remove from a system": ({"remove": ["a"]}, "remove"),
     "unknown key": ({"prioritiy": True}, "prioritiy"),
     "unknown key inside": ({"services": {"start": []}}, "services.start"),
     "size, which the build adds": ({"size": {"installed_bytes": 0, "files": 0}}, "size"),
@@ -107,6 +127,141 @@ REFUSED = {
 def test_wrong_value_is_refused_with_its_key(change: dict[str, Any], key: str) -> None:
     with pytest.raises(InvalidManifest, match=f"cannot use the metadata: {key}: "):
         parse_source(text({**PLAIN, **change}))
+
+
+SQLITE = {"kind": "sqlite", "path": "notes.db"}
+SQL = {"database": SQLITE, "sql": ["moves/2.sql"]}
+UPDATE = {**PLAIN, "name": "notes", "kind": "application", "applies_to": {"versions": "1.0.0"}}
+APPLICATION: dict[str, File | Folder | Link] = {
+    "files": Folder(mode="0755"),
+    "files/bin": Folder(mode="0755"),
+    "files/bin/migrate": File(mode="0755", size=1, sha256="a" * 64),
+    "files/bin/link": Link(link="migrate"),
+    "files/moves": Folder(mode="0755"),
+    "files/moves/2.sql": File(mode="0644", size=2, sha256="b" * 64),
+}
+
+
+def of(**database: Any) -> dict[str, Any]:
+    return {"migrations": [{"database": database, "program": ["bin/migrate", "up"]}]}
+
+
+GOOD: dict[str, dict[str, Any]] = {
+    "update": {},
+    "update, written with ==": {"applies_to": {"versions": "==1.0.0"}},
+    "install": {"applies_to": {}},
+    "install, for a model": {"applies_to": {"models": ["s16"]}},
+    "removes": {"remove": ["old", "bin/old", "a/b"]},
+    "services": {"services": {"restart": ["notes.service", "a@1.socket"], "reload": ["a_b.timer"]}},
+    "sql": {"migrations": [SQL]},
+    "alembic": {"migrations": [{"database": SQLITE, "alembic": {"folder": "moves", "revision": "12ab@head"}}]},
+    "program": of(kind="files", path="uploads"),
+    "another one's data": of(kind="sqlite", path="a.db", application="other"),
+    "one database twice": {"migrations": [SQL, {**SQL, "timeout_seconds": 1}]},
+    "databases side by side": {"migrations": [SQL, *of(kind="files", path="notes")["migrations"]]},
+    "the same path, of another one": {
+        "migrations": [SQL, *of(kind="files", path="notes.db", application="other")["migrations"]]
+    },
+}
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "applies to a range": ({"applies_to": {"versions": ">=1.0.0"}}, "applies_to.versions: .* exactly one version"),
+    "applies to two": ({"applies_to": {"versions": "==1.0.0,!=1.0.1"}}, "applies_to.versions: .* exactly one version"),
+    "applies to itself": ({"applies_to": {"versions": "1.1.0"}}, "1.1.0 is not higher than 1.1.0"),
+    "applies to a later one": ({"applies_to": {"versions": "1.2.0"}}, "1.1.0 is not higher than 1.2.0"),
+    "removes upwards": ({"remove": ["../other/a"]}, "remove.0: .*`..` part"),
+    "removes a path": ({"remove": ["/etc/passwd"]}, "remove.0: the name is absolute"),
+    "removes all": ({"remove": ["."]}, "remove.0"),
+    "removes what it brings": ({"remove": ["bin/migrate"]}, "remove: 'bin/migrate' is in `files/`, too"),
+    "removes a folder that it brings": ({"remove": ["bin"]}, "remove: 'bin' is in `files/`, too"),
+    "removes below a file": ({"remove": ["moves/2.sql/a"]}, "remove: .* is no folder"),
+    "removes below a link": ({"remove": ["bin/link/a/b"]}, "remove: .* is no folder"),
+    "removes what is ours": ({"remove": [".otaflow-application.json"]}, "remove: .* otaflow's own"),
+    "removes, and updates nothing": ({"remove": ["old"], "applies_to": {}}, "remove: only the update"),
+    "no such script": ({"migrations": [{**SQL, "sql": ["moves/2.sql", "3.sql"]}]}, r"migrations\.0: .*file '3\.sql'"),
+    "script in the package's root": ({"migrations": [{**SQL, "sql": ["files/moves/2.sql"]}]}, "no file"),
+    "script outside": ({"migrations": [{**SQL, "sql": ["../a"]}]}, r"migrations\.0\.sql\.0"),
+    "script that is a folder": ({"migrations": [{**SQL, "sql": ["moves"]}]}, "no file 'moves'"),
+    "script that is a link": ({"migrations": [{**SQL, "sql": ["bin/link"]}]}, "no file 'bin/link'"),
+    "alembic in a file": (
+        {"migrations": [{"database": SQLITE, "alembic": {"folder": "moves/2.sql"}}]},
+        "no folder 'moves/2.sql'",
+    ),
+    "alembic backwards": (
+        {"migrations": [{"database": SQLITE, "alembic": {"folder": "moves", "revision": "-1"}}]},
+        r"migrations\.0\.alembic\.revision",
+    ),
+    "program that is none": (
+        {"migrations": [{"database": SQLITE, "program": ["moves/2.sql"]}]},
+        "no program that its owner may execute 'moves/2.sql'",
+    ),
+    "program of the machine": ({"migrations": [{"database": SQLITE, "program": ["/bin/sh"]}]}, "no program"),
+    "two ways": ({"migrations": [{**SQL, "program": ["bin/migrate"]}]}, r"migrations\.0: .*exactly one of"),
+    "no way": ({"migrations": [{"database": SQLITE}]}, "exactly one of"),
+    "no time": ({"migrations": [{**SQL, "timeout_seconds": 0}]}, r"migrations\.0\.timeout_seconds"),
+    "sql on files": ({"migrations": [{**SQL, "database": {"kind": "files", "path": "a"}}]}, "by a `program`"),
+    "unknown database": (of(kind="oracle", name="a"), r"migrations\.0\.database\.kind"),
+    "sqlite without a path": (of(kind="sqlite"), r"migrations\.0\.database: .*has a `path`"),
+    "sqlite with a name": (of(kind="sqlite", path="a", name="a"), "has a `path` and no `name`"),
+    "files without a path": (of(kind="files"), "has a `path`"),
+    "postgresql without a name": (of(kind="postgresql"), "has a `name`"),
+    "postgresql with a path": (of(kind="postgresql", name="a", path="a"), "no `path`"),
+    "postgresql of an application": (of(kind="postgresql", name="a", application="a"), "no `application`"),
+    "database outside": (of(kind="sqlite", path="../other/a.db"), r"migrations\.0\.database\.path"),
+    "database that is all data": (of(kind="files", path="."), r"migrations\.0\.database\.path"),
+    "databases in each other": (
+        {
+            "migrations": [
+                {**SQL, "database": {"kind": "sqlite", "path": "up/a"}},
+                *of(kind="files", path="up")["migrations"],
+            ]
+        },
+        "migrations: up/a of notes is inside of up",
+    ),
+    "a database as two kinds": (
+        {"migrations": [SQL, *of(kind="files", path="notes.db")["migrations"]]},
+        "migrations: notes.db of notes is two kinds",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", GOOD.values(), ids=GOOD)
+def test_application(change: dict[str, Any]) -> None:
+    made = complete(parse_source(text({**UPDATE, **change})), APPLICATION)
+    assert parse(dump(made)) == made
+    assert made.base == (None if "applies_to" in change and not change["applies_to"].get("versions") else "1.0.0")
+
+
+@pytest.mark.parametrize(("change", "why"), BAD.values(), ids=BAD)
+def test_application_is_refused(change: dict[str, Any], why: str) -> None:
+    with pytest.raises(InvalidManifest, match=f"^cannot use the metadata: .*{why}"):
+        complete(parse_source(text({**UPDATE, **change})), APPLICATION)
+
+
+ENTRIES: dict[str, tuple[str, File | Folder | Link, str]] = {
+    "a link into another application": ("files/out", Link(link="../other"), "leads outside"),
+    "a link up and out": ("files/bin/out", Link(link="../../update"), "leads outside"),
+    "what is ours": ("files/.otaflow-application.json", File(mode="0644", size=0, sha256="c" * 64), "otaflow's own"),
+}
+
+
+@pytest.mark.parametrize(("name", "entry", "why"), ENTRIES.values(), ids=ENTRIES)
+def test_application_may_not_hold(name: str, entry: File | Folder | Link, why: str) -> None:
+    with pytest.raises(InvalidManifest, match=why):
+        complete(parse_source(text(UPDATE)), {**APPLICATION, name: entry})
+
+
+def test_a_systems_database_names_its_application() -> None:
+    migration = {"database": {"kind": "files", "path": "uploads"}, "program": ["moves/run"]}
+    with pytest.raises(InvalidManifest, match=r"migrations: .*names the `application`"):
+        parse_source(text({**PLAIN, "migrations": [migration]}))
+
+
+def test_irreversible() -> None:
+    assert parse_source(text(FULL)).irreversible
+    assert not parse_source(text({**UPDATE, "migrations": [SQL]})).irreversible
+    [postgresql, sqlite] = parse_source(text(FULL)).migrations
+    assert (postgresql.database.title("system"), postgresql.database.owner("system")) == ("the database notes", "")
+    assert (sqlite.database.title("system"), sqlite.database.owner("system")) == ("the database a.db of a", "a")
 
 
 def test_wrong_entry_is_refused_with_its_key() -> None:
@@ -140,6 +295,8 @@ def test_start_imports_little() -> None:
 def test_every_key_is_documented() -> None:
     page = Path(__file__).parents[2].joinpath("docs/package-format.md").read_text()
     keys = [*Metadata.model_fields]
-    for model in (metadata.AppliesTo, metadata.Relation, metadata.Services, metadata.Check, metadata.Migration):
+    for model in (metadata.AppliesTo, metadata.Relation, metadata.Services, metadata.Check):
+        keys += model.model_fields
+    for model in (metadata.Migration, metadata.DatabaseSpec, metadata.Alembic):
         keys += model.model_fields
     assert [key for key in keys if f"`{key}`" not in page] == []

@@ -65,8 +65,6 @@ CASES: dict[str, tuple[Damage, str, str]] = {
     "other model": (_with(applies_to={"models": ["other"]}), MANIFEST, "made for other"),
     "other start": (_with(applies_to={"versions": ">=1.1.5"}), "IncompatibleDelta", "applies to"),
     "other system": (_with(name="other-system"), MANIFEST, f"runs {NAME}"),
-    "migration": (_with(migration={"kind": "sqlite"}), MANIFEST, "migrations"),
-    "services": (_with(services={"reload": ["nginx"]}), MANIFEST, "services"),
     "program fails": (_with(program="#!/bin/sh\necho last words\nexit 1\n"), PROCESSED, "last words"),
     "program is no program": (_with(program="#!/no/such/shell\n"), PROCESSED, "exit code"),
     "program hangs": (_with(program=PROGRAM + "sleep 1000 & sleep 1000\n"), PROCESSED, "did not end within"),

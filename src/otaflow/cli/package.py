@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import cyclopts
 
 if TYPE_CHECKING:
-    from otaflow.package.metadata import Metadata
+    from otaflow.package.metadata import Metadata, Migration
 
 app = cyclopts.App(name="package", help="Make update packages (.nsu, .nua) and look into them.")
 
@@ -94,7 +94,6 @@ def _print_table(metadata: "Metadata", file: Path) -> None:
 def _rows(metadata: "Metadata") -> list[tuple[str, str]]:
     """What a person wants to know of a package, in order; an empty value is left out."""
     applies = metadata.applies_to
-    migration = metadata.migration
     return [
         ("kind", metadata.kind),
         ("update number", str(metadata.update_number)),
@@ -103,13 +102,20 @@ def _rows(metadata: "Metadata") -> list[tuple[str, str]]:
         ("priority", "yes" if metadata.priority else "no"),
         ("depends on", _join(f"{other.name} {other.versions}" for other in metadata.dependencies)),
         ("conflicts with", _join(f"{other.name} {other.versions}" for other in metadata.conflicts)),
+        ("removes", _join(metadata.remove)),
         ("reloads", _join(metadata.services.reload)),
         ("restarts", _join(metadata.services.restart)),
         ("health checks", _join(f"{check.name}: {shlex.join(check.command)}" for check in metadata.health)),
-        ("migration", f"{migration.kind}{', irreversible' * migration.irreversible}" if migration else ""),
+        ("migrates", _join(_describe_migration(metadata.name, migration) for migration in metadata.migrations)),
         ("description", metadata.description.strip()),
         ("holds", _amount(metadata)),
     ]
+
+
+def _describe_migration(package: str, migration: "Migration") -> str:
+    """Which data, by what, and whether there is a way back."""
+    way = "alembic" if migration.alembic else shlex.join(migration.program or migration.sql or [])
+    return f"{migration.database.title(package)}: {way}{', irreversible' * migration.irreversible}"
 
 
 def _printable(text: str) -> str:

@@ -8,54 +8,55 @@ import json
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationError,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from otaflow.errors import InvalidManifest
 from otaflow.package import names, strict_yaml, versions
+from otaflow.package.migrations import Alembic, DatabaseSpec, Migration, check_databases
+from otaflow.package.section import Command, Constraint, Name, Place, Section, Unit, Version
+
+__all__ = [
+    "CONTENT",
+    "FORMAT",
+    "LABEL",
+    "MAX_BYTES",
+    "Alembic",
+    "AppliesTo",
+    "Check",
+    "DatabaseSpec",
+    "Entry",
+    "File",
+    "Folder",
+    "Link",
+    "Metadata",
+    "Migration",
+    "Relation",
+    "Section",
+    "Services",
+    "Size",
+    "Source",
+    "complete",
+    "dump",
+    "json_schema",
+    "parse",
+    "parse_source",
+]
 
 FORMAT = 1
 MAX_BYTES = strict_yaml.MAX_BYTES
 CONTENT = {"system": ("update", "assets"), "application": ("files",)}
-
-_SEMVER = (
-    r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)"
-    r"(-(0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*)(\.(0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*))*)?"
-    r"(\+[0-9a-zA-Z-]+(\.[0-9a-zA-Z-]+)*)?$"
-)
+LABEL = ".otaflow-application.json"
+"""The name in an application's tree that is ours: what is installed there."""
 
 _NOT_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
-Version = Annotated[
-    str,
-    AfterValidator(versions.check_version),
-    WithJsonSchema({"type": "string", "pattern": _SEMVER, "maxLength": 128}),
-]
-Constraint = Annotated[str, AfterValidator(versions.check_constraint), Field(max_length=1024)]
-Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-Command = Annotated[list[Annotated[str, Field(max_length=4096)]], Field(min_length=1, max_length=256)]
 Mode = Annotated[str, Field(pattern=r"^0[0-7]{3}$")]
-
-
-class Section(BaseModel):
-    """A mapping of the file; an unknown key is an error, and a value is never converted."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class AppliesTo(Section):
     """`applies_to`: the device models (none named: every model) and the installed versions that it can replace."""
 
-    models: list[Annotated[str, Field(min_length=1, max_length=64)]] = []
+    models: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field(default=[])
     versions: Constraint | None = None
 
 
@@ -67,10 +68,10 @@ class Relation(Section):
 
 
 class Services(Section):
-    """`services`: what is reloaded, and what is restarted, after the update."""
+    """`services`: units that stop for the update and start after it, and units that read something anew afterwards."""
 
-    reload: list[Annotated[str, Field(min_length=1, max_length=256)]] = []
-    restart: list[Annotated[str, Field(min_length=1, max_length=256)]] = []
+    reload: Annotated[list[Unit], Field(max_length=64)] = Field(default=[])
+    restart: Annotated[list[Unit], Field(max_length=64)] = Field(default=[])
 
 
 class Check(Section):
@@ -81,13 +82,6 @@ class Check(Section):
     timeout_seconds: float = Field(default=30, gt=0, le=86400)
     tries: int = Field(default=3, ge=1, le=1000)
     wait_seconds: float = Field(default=1, ge=0, le=86400)
-
-
-class Migration(Section):
-    """`migration`: reserved. Data that changes with the update, and whether there is a way back."""
-
-    kind: Literal["sqlite", "postgresql", "program"]
-    irreversible: bool = False
 
 
 class Size(Section):
@@ -140,12 +134,50 @@ class Source(Section):
     update_number: int = Field(ge=1, lt=2**63)
     applies_to: AppliesTo = AppliesTo()
     priority: bool = False
-    dependencies: list[Relation] = []
-    conflicts: list[Relation] = []
+    dependencies: list[Relation] = Field(default=[])
+    conflicts: list[Relation] = Field(default=[])
+    remove: Annotated[list[Place], Field(max_length=100_000)] = Field(default=[])
     services: Services = Services()
-    health: list[Check] = []
-    migration: Migration | None = None
+    health: list[Check] = Field(default=[])
+    migrations: Annotated[list[Migration], Field(max_length=64)] = Field(default=[])
     description: str = ""
+
+    @property
+    def base(self) -> str | None:
+        """The one version that this application package updates; None where it installs anew, and of a system."""
+        constraint = self.applies_to.versions if self.kind == "application" else None
+        return versions.find_exact(constraint) if constraint else None
+
+    @property
+    def irreversible(self) -> bool:
+        """Whether one of its migrations cannot be taken back."""
+        return any(migration.irreversible for migration in self.migrations)
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> "Source":
+        if self.kind == "application" and self.applies_to.versions:
+            _check_base(self.applies_to.versions, self.version)
+        if self.remove and (self.kind != "application" or not self.applies_to.versions):
+            raise ValueError("remove: only the update of an application removes files of its former version")
+        if LABEL in self.remove:
+            raise ValueError(f"remove: {LABEL} is otaflow's own")
+        try:
+            check_databases(self.migrations, package=self.name, kind=self.kind)
+        except ValueError as error:
+            raise ValueError(f"migrations: {error}") from error
+        return self
+
+
+def _check_base(constraint: str, version: str) -> None:
+    """ValueError where `constraint` is not the one version before `version`."""
+    base = versions.find_exact(constraint)
+    if base is None:
+        raise ValueError(
+            f"applies_to.versions: the update of an application applies to exactly one version, as in '1.0.0', "
+            f"not to {constraint!r}"
+        )
+    if not versions.newer(version, base):
+        raise ValueError(f"applies_to.versions: {version} is not higher than {base}, which it applies to")
 
 
 class Metadata(Source):
@@ -161,16 +193,16 @@ class Metadata(Source):
                 self._check_entry(name, entry)
             except ValueError as error:
                 raise ValueError(f"files: {name!r}: {error}") from error
-        if self.kind == "system":
-            program = self.files.get("update")
-            if not isinstance(program, File) or not int(program.mode, 8) & 0o100:
-                raise ValueError("files: a system package has a program `update` that its owner may execute")
+        if self.kind == "system" and not _is_program(self.files.get("update")):
+            raise ValueError("files: a system package has a program `update` that its owner may execute")
         total = sum(entry.size for entry in self.files.values() if isinstance(entry, File))
         if (self.size.installed_bytes, self.size.files) != (total, len(self.files)):
             raise ValueError("size: it is not what `files` adds up to")
+        self._check_removed()
+        self._check_scripts()
         return self
 
-    def _check_entry(self, name: str, entry: File | Folder | Link) -> None:
+    def _check_entry(self, name: str, entry: "Entry") -> None:
         names.check_name(name)
         folder = names.parent(name)
         if not folder:
@@ -180,8 +212,45 @@ class Metadata(Source):
                 raise ValueError("`update` is a file, `assets` and `files` are folders")
         elif not isinstance(self.files.get(folder), Folder):
             raise ValueError("the folder that it is in is not listed")
+        if name == f"files/{LABEL}":
+            raise ValueError("that name is otaflow's own")
         if isinstance(entry, Link):
-            names.check_target(name, entry.link)
+            # `files` becomes a tree of its own: what leads out of it would lead to another application.
+            names.check_target(name.removeprefix("files/"), entry.link)
+
+    def _check_removed(self) -> None:
+        """What goes is not put there by the same package, nor is the folder that it was in something else by then."""
+        for name in self.remove:
+            if f"files/{name}" in self.files:
+                raise ValueError(f"remove: {name!r} is in `files/`, too")
+            folder = names.parent(name)
+            while folder:
+                entry = self.files.get(f"files/{folder}")
+                if entry is not None and not _is_folder(entry):
+                    raise ValueError(f"remove: {name!r} is in {folder!r}, which is no folder in `files/`")
+                folder = names.parent(folder)
+
+    def _check_scripts(self) -> None:
+        """Each migration finds in the package what it uses."""
+        root = "files" if self.kind == "application" else "assets"
+        fits = {"file": _is_file, "folder": _is_folder, "program": _is_program}
+        words = {"file": "file", "folder": "folder", "program": "program that its owner may execute"}
+        for place, migration in enumerate(self.migrations):
+            for name, kind in migration.needs():
+                if not fits[kind](self.files.get(f"{root}/{name}")):
+                    raise ValueError(f"migrations.{place}: there is no {words[kind]} {name!r} in `{root}/`")
+
+
+def _is_file(entry: "Entry | None") -> bool:
+    return isinstance(entry, File)
+
+
+def _is_folder(entry: "Entry | None") -> bool:
+    return isinstance(entry, Folder)
+
+
+def _is_program(entry: "Entry | None") -> bool:
+    return isinstance(entry, File) and bool(int(entry.mode, 8) & 0o100)
 
 
 Model = TypeVar("Model", bound=Source)

@@ -65,6 +65,17 @@ def newer(a: str, b: str) -> bool:
     return bool(read_version(a) > read_version(b))
 
 
+def find_exact(constraint: str) -> str | None:
+    """The one version that `constraint` names (`1.0.0`, `==1.0.0`); None where it allows others."""
+    terms = _terms(constraint)
+    return str(terms[0][1]) if len(terms) == 1 and terms[0][0] == "==" else None
+
+
+def same(a: str, b: str) -> bool:
+    """Whether versions `a` and `b` are equally high. ValueError when either cannot be read."""
+    return bool(read_version(a) == read_version(b))
+
+
 def _terms(constraint: str) -> "list[tuple[str, Version]]":
     """The comparisons of a constraint, as sign and version."""
     terms = []
