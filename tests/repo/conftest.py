@@ -43,6 +43,23 @@ def make_package(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+@pytest.fixture
+def make_application(tmp_path: Path) -> Callable[..., Path]:
+    """Build a small application package: `make_application("1.1.0", "1.0.0", more="priority: true")`."""
+
+    def make(version: str, base: str = "", *, more: str = "", name: str = "notes") -> Path:
+        folder = tmp_path / "sources" / f"{name}-{version}-{base}"
+        (folder / "files").mkdir(parents=True)
+        (folder / "files" / "2.sql").write_text(version)
+        applies = f"applies_to: {{versions: {base}}}" if base else ""
+        lines = ["format: 1", f"name: {name}", "kind: application", f"version: {version}", "update_number: 1", applies]
+        (folder / "metadata").write_text("\n".join([*lines, more]) + "\n")
+        build(folder, folder.with_name(f"{folder.name}.nua"))
+        return folder.with_name(f"{folder.name}.nua")
+
+    return make
+
+
 @dataclass
 class Pki:
     """An authority, a certificate of a server at 127.0.0.1 and one of a device."""

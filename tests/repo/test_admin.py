@@ -70,6 +70,32 @@ def test_online_from_check_to_download(source: Source, tmp_path: Path) -> None:
     assert offline.trusted(path) == first
 
 
+MIGRATION = """
+conflicts: [{name: old-notes, versions: "<2.0.0"}]
+migrations:
+  - {database: {kind: sqlite, path: notes.db}, sql: [2.sql], irreversible: true}
+  - {database: {kind: postgresql, name: notes}, sql: [2.sql]}
+"""
+
+
+def test_applications(device: Device, repository: Path, make_application: Make) -> None:
+    """They are offered to who has them, after the system's; others see what they saw before."""
+    added = [make_application("1.0.0"), make_application("1.1.0"), make_application("1.2.0", "1.1.0", more=MIGRATION)]
+    admin.publish(repository, [*added, make_application("1.1.0", "1.0.0")])
+    device.see()
+    stick = device.folder / "stick.nsr"
+    with LocalRepository(stick, device.folder / "root.json", device.folder / "trust", device.folder / "cache") as local:
+        plain = local.new_packages("1.0.0", "any", "demo")
+        assert {target.kind for target in plain} == {"system"}
+        found = local.new_packages("1.0.0", "any", "demo", applications={"notes": "1.0.0", "other": "1.0.0"})
+        assert found[: len(plain)] == plain
+        first, second = found[len(plain) :]
+        assert (first.path, second.path) == ("notes-1.1.0_from_1.0.0.nua", "notes-1.2.0_from_1.1.0.nua")
+        assert (first.irreversible, first.irreversible_data) == (False, [])
+        assert (second.irreversible, second.irreversible_data) == (True, ["the database notes.db of notes"])
+        assert second.conflicts == [{"name": "old-notes", "versions": "<2.0.0"}]
+
+
 def test_package_larger_than_the_device_takes(source: Source, tmp_path: Path) -> None:
     with Repository(source, tmp_path / "trust", tmp_path / "cache", max_bytes=10) as repository:
         repository.refresh()

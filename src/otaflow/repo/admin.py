@@ -209,7 +209,8 @@ def _store(site: Site, file: Path) -> TargetFile:
         metadata = read_metadata(new)
         with new.open("rb") as copy:
             digest = hashlib.file_digest(copy, "sha256").hexdigest()
-        path = f"{metadata.name}-{metadata.version}{SUFFIX[metadata.kind]}"
+        base = f"_from_{metadata.base}" if metadata.base else ""  # several may bring one version
+        path = f"{metadata.name}-{metadata.version}{base}{SUFFIX[metadata.kind]}"
         target = TargetFile(new.stat().st_size, {"sha256": digest}, path, {"custom": {"otaflow": _describe(metadata)}})
         os.replace(new, _target_path(site, target))
         fsync_folder(site.targets)
@@ -241,9 +242,13 @@ def _remove_unsigned(site: Site, stored: list[TargetFile], signed: dict[str, Tar
 
 def _describe(metadata: Any) -> dict[str, Any]:
     """What a device must know of a package before it fetches it."""
-    keys = {"name", "kind", "version", "update_number", "priority", "applies_to", "dependencies", "description"}
-    described: dict[str, Any] = metadata.model_dump(mode="json", include=keys, exclude_none=True)
-    return {**described, "installed_bytes": metadata.size.installed_bytes}
+    keys = {"name", "kind", "version", "update_number", "priority", "applies_to", "dependencies", "conflicts"}
+    described: dict[str, Any] = metadata.model_dump(mode="json", include={*keys, "description"}, exclude_none=True)
+    described["installed_bytes"] = metadata.size.installed_bytes
+    if metadata.irreversible:
+        lost = [one.database.title(metadata.name) for one in metadata.migrations if one.irreversible]
+        described |= {"irreversible": True, "irreversible_data": list(dict.fromkeys(lost))}
+    return described
 
 
 def _target_path(site: Site, target: TargetFile) -> Path:

@@ -1,4 +1,4 @@
-"""Which packages a device installs, and in which order. Rules without I/O.
+"""Which system packages a device installs, and in which order; chains.py has applications. Rules without I/O.
 
 * a package is new when its version is higher than the installed one;
 * it is for this device when its name is the system's, and it names the device's model or none;
@@ -25,7 +25,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Target:
-    """A package that a repository's metadata signs. `length` and `installed_bytes` in bytes, `hashes` in hex."""
+    """A package that a repository's metadata signs. `length` and `installed_bytes` in bytes, `hashes` in hex.
+
+    `irreversible`: a migration in it cannot be taken back; `irreversible_data` says what it changes, for people.
+    """
 
     path: str
     length: int
@@ -39,6 +42,9 @@ class Target:
     description: str = ""
     installed_bytes: int = 0
     dependencies: list[dict[str, Any]] = field(default_factory=list)
+    conflicts: list[dict[str, Any]] = field(default_factory=list)
+    irreversible: bool = False
+    irreversible_data: list[str] = field(default_factory=list)
     custom: dict[str, Any] = field(default_factory=dict)
 
 

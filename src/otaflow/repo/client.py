@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol, Self
 from urllib.parse import quote
 
@@ -17,6 +18,7 @@ from otaflow.config import Config, Source
 from otaflow.errors import ConfigError, Offline, RepositoryRefused
 from otaflow.repo import trust
 from otaflow.repo.archive import Archive
+from otaflow.repo.chains import choose_updates
 from otaflow.repo.choice import Target, choose, read_target
 from otaflow.repo.download import Progress, read_hashes
 from otaflow.repo.transport import Certificate, Transport
@@ -91,10 +93,20 @@ class _Client:
         return [target for target in found if target is not None]
 
     def new_packages(
-        self, installed_version: str, model: str, name: str | None = None, avoid: Collection[str] = ()
+        self,
+        installed_version: str,
+        model: str,
+        name: str | None = None,
+        avoid: Collection[str] = (),
+        applications: Mapping[str, str] = MappingProxyType({}),
     ) -> list[Target]:
-        """What is to be installed, first one first ("new packages available"). See `otaflow.repo.choice`."""
-        return choose(self.targets(), installed=installed_version, model=model, name=name, avoid=avoid)
+        """What is to be installed, first one first ("new packages available"): the system, then applications.
+
+        `applications` are those that are installed, with their versions. See `otaflow.repo.choice`, `.chains`.
+        """
+        targets = self.targets()
+        system = choose(targets, installed=installed_version, model=model, name=name, avoid=avoid)
+        return system + choose_updates(targets, applications, model=model, avoid=avoid)
 
     def path(self, target: Target) -> Path:
         """Where in the cache the package is, or will be."""
