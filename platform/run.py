@@ -40,6 +40,9 @@ DEBIAN_PACKAGES = {
     "systemctl": "systemd",
     "nginx": "nginx",
     "openssl": "openssl",
+    "pg_dump": "postgresql-client",
+    "pg_restore": "postgresql-client",
+    "psql": "postgresql-client",
 }
 INHERITED: set[int] = set()
 # `returncode` of a CommandFailed whose program was killed by us; no exit status has these numbers
