@@ -1,16 +1,34 @@
-"""Activating: dependencies are checked, and the boot target is changed (step 9 of the update processes)."""
+"""Activating: dependencies are checked, applications closed and exchanged, the boot target changed (step 9)."""
+
+from typing import Any
 
 from otaflow.flows.phase import phase
 from otaflow.flows.process import Processed
+from otaflow.tasks.applications import ask_to_close, remove_application, replace_files, stop_application
 from otaflow.tasks.boot import check_dependencies, flip_slot
 from otaflow.tasks.configuration import restore_configuration, restore_main
 
+Parts = list[dict[str, Any]]
+"""What a session does to applications and services, of each package: see `otaflow.parts`."""
+
 
 @phase("activate")
-def activate_update(processed: Processed, folders: list[str]) -> None:
-    """Make the updated slot the one that boots next; `folders` hold all packages of the session."""
-    check_dependencies(folders)
-    flip_slot(processed["target"], processed["generation"])
+def activate_update(processed: Processed | None, folders: list[str], applications: Parts) -> None:
+    """Make all of the session what runs next: the updated slot (None: the system stays), and the applications.
+
+    `folders` hold all packages of the session.
+    """
+    check_dependencies(folders, [part["name"] for part in applications if part["kind"] == "remove"])
+    for part in applications:
+        ask_to_close(name=part["name"], version=part["version"], priority=part["priority"])
+    for part in applications:
+        stop_application(name=part["name"], services=part["restart"])
+        if part["kind"] == "remove":
+            remove_application(name=part["name"], kept=part["kept"])
+        else:
+            replace_files(name=part["name"], kept=part["kept"], generation=part["generation"])
+    if processed:
+        flip_slot(processed["target"], processed["generation"])
 
 
 @phase("activate")

@@ -5,19 +5,24 @@ from contextlib import suppress
 from otaflow.flows.phase import phase
 from otaflow.platform.device import Device
 from otaflow.platform.labels import FILE_NAME
+from otaflow.tasks.applications import forget_tree
 from otaflow.tasks.cleanup import remove_cached, remove_temporary
 from otaflow.tasks.configuration import forget_main
+from otaflow.tasks.migration import forget_dumps
 from otaflow.tasks.slots import forget_kept
 from otaflow.tasks.step import compensate
 
 
 @phase("clean up", reverts=False)
-def commit(session: str, kept: list[str], mains: list[str], packages: list[str]) -> None:
-    """Give up the ways back of a finished activation."""
+def commit(session: str, kept: list[str], mains: list[str], packages: list[str], trees: list[tuple[str, str]]) -> None:
+    """Give up the ways back of a finished activation. `trees`: of applications, the name and under what it is kept."""
     for name in kept:
         forget_kept(name)
     for name in mains:
         forget_main(name)
+    for name, former in trees:
+        forget_tree(name, former)
+    forget_dumps(session)
     for package in packages:
         remove_cached(package)
     remove_temporary(session)

@@ -1,6 +1,8 @@
-"""Rolling-back: what must be undone before the former system starts, then the restart into it.
+"""Rolling-back: what must be undone before the former system starts, the restart into it, and what starts then.
 
-The former content of the spare slot comes back afterwards, in Cleaning-Up: the slot runs until the restart.
+New programs are stopped, data is brought back, files and slots are exchanged again; the restart is made where a system
+had been activated; then the former programs start, and only then. The former content of the spare slot comes back
+afterwards, in Cleaning-Up: the slot runs until the restart.
 """
 
 from otaflow.flows.phase import phase
@@ -12,14 +14,17 @@ from otaflow.tasks.step import STEPS, compensate
 
 @phase("roll back", reverts=False)
 def roll_back() -> bool:
-    """Take back the boot target and the configuration, and restart. False: the machine is going down.
+    """Take back data, files, configuration and boot target, restart, start what ran. False: the machine is going down.
 
     Raises NothingToRollback, before anything is changed, when the former system is not there; UndoFailed.
     """
     for slot in former_slots():
         check_previous_slot(slot)
-    compensate(lambda intent: STEPS[intent.step].early)
-    return not old_system_must_start() or restart()
+    compensate(lambda intent: STEPS[intent.step].when == "early")
+    if old_system_must_start() and not restart():
+        return False
+    compensate(lambda intent: STEPS[intent.step].when == "restarted")
+    return True
 
 
 def former_slots() -> list[str]:

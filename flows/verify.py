@@ -1,22 +1,64 @@
-"""Verifying: the system restarts (step 10 of the update processes) and proves itself healthy."""
+"""Verifying: the system restarts (step 10 of the update processes), data is migrated, all proves itself healthy.
+
+The chart's boxes from *need migration* to *reload services* (spec/s16-package-update.md) are here.
+"""
 
 from typing import Any
 
 from otaflow.flows.phase import phase
+from otaflow.platform.device import device
 from otaflow.tasks.boot import check_running_slot, new_system_was_started, restart
 from otaflow.tasks.health import check_health
+from otaflow.tasks.migration import back_up_migration_data, migrate, needs_migration
+from otaflow.tasks.services import check_services, reload_services, start_services, stop_services
 
 Checks = list[dict[str, Any]]
+Parts = list[dict[str, Any]]
 
 
 @phase("verify", reverts=False)
-def verify(checks: Checks) -> bool:
-    """Restart into the boot target and check the system. False: the machine is going down, and this goes on after it.
+def verify(checks: Checks, system: bool, parts: Parts) -> bool:
+    """Restart into the boot target, migrate, start and check what is new.
 
-    Raises HealthCheckFailed.
+    `system`: a system was activated, so the device restarts. `parts`: see `otaflow.parts`. False: the machine is going
+    down, and this goes on after it. Raises HealthCheckFailed, MigrationFailed, DatabaseFailed, ServiceFailed.
     """
-    if not new_system_was_started() and not restart():
-        return False
-    check_running_slot()
+    if system:
+        if not new_system_was_started() and not restart():
+            return False
+        check_running_slot()
+    change_data(parts)
+    reload(parts)
     check_health(checks)
     return True
+
+
+def change_data(parts: Parts) -> None:
+    """*Need migration* and what follows from yes. Nothing of what is migrated runs meanwhile."""
+    for part in parts:
+        if part["kind"] == "system" and part["restart"]:
+            stop_services(name=part["name"], services=part["restart"])
+    if not needs_migration([one for part in parts for one in part["migrations"]]):
+        return
+    closed = [part["name"] for part in parts if part["kind"] == "application"]
+    for part in parts:
+        if part["migrations"]:
+            back_up_migration_data(name=part["name"], migrations=part["migrations"])
+    for part in parts:
+        if part["migrations"]:
+            tree = device().applications.path(part["name"]) if part["kind"] == "application" else None
+            folder = str(tree) if tree else part["folder"]
+            migrate(name=part["name"], migrations=part["migrations"], folder=folder, closed=closed)
+
+
+def reload(parts: Parts) -> None:
+    """*Reload services*: the new programs start, others read anew what has changed, and all of them stay up."""
+    for part in parts:
+        if part["restart"]:
+            start_services(name=part["name"], services=part["restart"], application=part["kind"] == "application")
+    for part in parts:
+        if part["reload"]:
+            reload_services(name=part["name"], services=part["reload"])
+    services = [service for part in parts for service in [*part["restart"], *part["reload"]]]
+    if services:
+        check_services(services)

@@ -41,7 +41,7 @@ def is_same_file(one: Path, other: Path) -> bool:
         return False
     if (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino):
         return True
-    return take_signature(one, first) == take_signature(other, second) and _same_content(one, other)
+    return take_signature(one, first) == take_signature(other, second) and has_same_content(one, other)
 
 
 def copy_file(source: Path, target: Path) -> None:
@@ -84,7 +84,7 @@ def copy_metadata(source: Path, target: Path) -> None:
                 raise
             mode &= ~(stat.S_ISUID | stat.S_ISGID)
     # after chown, which takes security.capability away; before the mode, which may forbid it
-    _copy_xattrs(source, target)
+    copy_xattrs(source, target)
     if not stat.S_ISLNK(seen.st_mode):
         os.chmod(target, mode)
     os.utime(target, ns=(seen.st_atime_ns, seen.st_mtime_ns), follow_symlinks=False)
@@ -131,7 +131,8 @@ def sync_file_system(path: Path) -> None:
         os.close(fd)
 
 
-def _same_content(one: Path, other: Path) -> bool:
+def has_same_content(one: Path, other: Path) -> bool:
+    """Whether two regular files hold the same bytes."""
     with one.open("rb", buffering=0) as first, other.open("rb", buffering=0) as second:
         while True:
             left, right = first.read(PIECE), second.read(PIECE)
@@ -168,7 +169,8 @@ def _copy_piece(reader: int, writer: int, start: int, count: int) -> int:
     return os.pwrite(writer, os.pread(reader, min(count, PIECE), start), start)
 
 
-def _copy_xattrs(source: Path, target: Path) -> None:
+def copy_xattrs(source: Path, target: Path) -> None:
+    """Give `target` exactly the extended attributes of `source`, as far as this user may."""
     wanted, there = dict(read_xattrs(source)), dict(read_xattrs(target))
     for name in there.keys() - wanted.keys():
         with _allow_other_owner():

@@ -11,11 +11,12 @@ from functools import cached_property
 from otaflow.config import Config
 from otaflow.history import History
 from otaflow.journal import Journal
+from otaflow.platform.applications import Applications
 from otaflow.platform.backups import Backups
 from otaflow.platform.boots import Boots
 from otaflow.platform.labels import Label, read_label
 from otaflow.platform.lock import DeviceLock
-from otaflow.platform.protocols import BootTarget, Slots, Trees
+from otaflow.platform.protocols import BootTarget, Services, Slots, Trees
 
 PROGRAM_LOG = "logs"
 
@@ -30,6 +31,7 @@ class Device:
         self.configuration = config.path(config.main.configuration)
         self.cache = config.path(config.cache.path)
         self.nvm = config.path(config.nvm.path)
+        self.dumps = config.path(config.dumps.path)
         self.logs = self.nvm / PROGRAM_LOG
         self.backups = Backups(config.path(config.backups.path))
         self.history = History(self.nvm / "history")
@@ -74,6 +76,24 @@ class Device:
             slots={name: self.slots.path(name) for name in self.slots.names},
             boots=self.boots,
         )
+
+    @cached_property
+    def applications(self) -> Applications:
+        """The applications."""
+        settings = self.config.applications
+        return Applications(self.config.path(settings.path), self.config.path(settings.data), self.trees)
+
+    @cached_property
+    def services(self) -> Services:
+        """Who runs the background programs."""
+        settings = self.config.services
+        if settings.kind == "systemd":
+            from otaflow.platform.systemd import SystemdServices
+
+            return SystemdServices(self.config.path(settings.units), settings.timeout_seconds)
+        from otaflow.platform.supervised import SupervisedServices
+
+        return SupervisedServices(self.nvm / "services", settings.timeout_seconds, self.logs / "services")
 
     def spare(self) -> str:
         """The slot that is not running."""

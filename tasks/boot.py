@@ -3,6 +3,8 @@
 from otaflow import progress
 from otaflow.errors import ErrorDuringActivation, ErrorNoValidProcessing, HealthCheckFailed, OtaflowError
 from otaflow.package import rules
+from otaflow.package.metadata import Relation
+from otaflow.platform.applications import Application
 from otaflow.platform.device import device
 from otaflow.platform.labels import read_label
 from otaflow.tasks.package import metadata_of
@@ -11,22 +13,30 @@ from otaflow.ucm.states import State
 
 
 @step("check dependencies", retries=1)
-def check_dependencies(folders: list[str]) -> None:
-    """Check dependencies and conflicts of all packages of the session over the clusters as they would be.
+def check_dependencies(folders: list[str], removed: list[str]) -> None:
+    """Check dependencies and conflicts over all software clusters as they would be, the installed ones included.
 
-    `folders` are the extracted packages, in their order. Changes nothing.
-    Raises MissingDependencies; ErrorNoValidProcessing when what was processed is gone.
+    `folders` are the extracted packages of the session, in their order; `removed` are applications that go. Changes
+    nothing. Raises MissingDependencies; ErrorNoValidProcessing when what was processed is gone.
     """
     try:
         packages = [metadata_of(folder) for folder in folders]
     except OSError as error:
         raise ErrorNoValidProcessing(f"cannot activate: the processed package is gone ({error})") from error
-    clusters = {metadata.name: metadata.version for metadata in packages}
-    for metadata in packages:
-        rules.check_dependencies(metadata, clusters)
+    here = device()
+    changed = {metadata.name for metadata in packages} | set(removed)
+    system = here.running_system()
+    standing = [one for one in here.applications.all() if one.name not in changed]
+    clusters = {system.name: system.version, **{one.name: one.version for one in standing}}
+    rules.check_clusters(packages, clusters, [_standing(one) for one in standing])
 
 
-@step("flip slot", retries=2, early=True)
+def _standing(one: Application) -> tuple[str, list[Relation], list[Relation]]:
+    """An installed application, with what it depends on and what it conflicts with."""
+    return one.name, [Relation(**need) for need in one.dependencies], [Relation(**foe) for foe in one.conflicts]
+
+
+@step("flip slot", retries=2, when="early")
 def flip_slot(target: str, generation: str) -> None:
     """Make `target` the slot that boots next, and promise that it holds the content `generation`.
 
@@ -71,7 +81,10 @@ def old_system_must_start() -> bool:
 
     It may have started after the rollback was decided: a client asks while the restart is made, the power is cut.
     """
-    undone = device().journal.session.undone_boots
+    session = device().journal.session
+    if not any(action.of_system for action in session.actions):
+        return False
+    undone = session.undone_boots
     return _trial_began() < undone and device().boots.count() <= undone
 
 

@@ -49,6 +49,8 @@ def remove_leavings() -> None:
         here.trees.remove(aside)
     for mark in here.main.glob(f"{KEPT_MAIN}*"):
         mark.unlink()
+    for tree in [*here.applications.leavings(), *here.dumps.glob("*")]:
+        here.trees.remove(tree)
     for folder in (here.cache / "extracted").glob("*"):
         remove_scratch(folder)
 
@@ -95,9 +97,14 @@ def is_over(entry: Entry, at: datetime, boots: int) -> bool:
 
 
 def last_verified_version() -> str:
-    """The version that last proved itself healthy here: of the history, else the one the device was made with."""
-    activated = [record["version"] for record in device().history.read() if record["resolution"] == ACTIVATED]
-    return str(activated[-1]) if activated else device().running_system().version
+    """The system's version that last proved itself healthy: of the history, else the one it was made with."""
+    system = device().running_system()
+    activated = [
+        record["version"]
+        for record in device().history.read()
+        if record["resolution"] == ACTIVATED and record["name"] == system.name
+    ]
+    return str(activated[-1]) if activated else system.version
 
 
 @step("remove full backup", retries=2)

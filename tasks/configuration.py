@@ -9,7 +9,7 @@ from otaflow.tasks.step import remember, step
 KEPT_MAIN = ".main-"
 
 
-@step("restore configuration", retries=2, early=True)
+@step("restore configuration", retries=2, when="early")
 def restore_configuration(backup: str, present: str) -> None:
     """Make `/etc/sys` what it was in the entry `backup`; `present` is the entry that holds what it is now."""
     remember(present=present)
@@ -27,7 +27,7 @@ def bring_configuration(backup: str) -> None:
     mirror(device().backups.path(backup, "etc-sys"), device().configuration)
 
 
-@step("restore main partition", retries=2, early=True)
+@step("restore main partition", retries=2, when="early")
 def restore_main(backup: str) -> None:
     """Put a copy of the entry's snapshot in the main partition's place, in one exchange; the former one is kept."""
     here = device()

@@ -14,7 +14,8 @@ from otaflow.tasks.step import step, stop_if_asked
 def check_health(checks: list[dict[str, Any]]) -> None:
     """Run each check (name, command, timeout_seconds, tries, wait_seconds) until it exits 0 or its tries are over.
 
-    A command that is no absolute path is looked for in the running slot first. Raises HealthCheckFailed with the
+    A command that is no absolute path is looked for in the running slot first (in the tree of the check's
+    `application`, where it has one). Raises HealthCheckFailed with the
     command's last words. It changes nothing; the tries are the checks' own, so the task has none.
     """
     for check in [*checks, *_own_checks()]:
@@ -41,7 +42,7 @@ def _check(check: dict[str, Any]) -> None:
         if attempt and device().stop_work.wait(check["wait_seconds"]):
             stop_if_asked()
         try:
-            _run(check["command"], check["timeout_seconds"])
+            _run(check["command"], check["timeout_seconds"], check.get("application", ""))
         except CommandFailed as error:
             why = error.output.strip().rpartition("\n")[2] or str(error)
             progress.tell("output", "health check", line=f"{check['name']}: {why}")
@@ -51,11 +52,14 @@ def _check(check: dict[str, Any]) -> None:
     raise HealthCheckFailed(f"the health check {check['name']!r} failed {check['tries']} times: {why}")
 
 
-def _run(command: list[str], timeout: float) -> None:
+def _run(command: list[str], timeout: float, application: str) -> None:
     here = device()
     slot = here.slots.path(here.boot.running())
-    own = slot / command[0]
+    tree = here.applications.path(application) if application else slot
+    own = tree / command[0]
     program = str(own) if not Path(command[0]).is_absolute() and own.is_file() else command[0]
     environment = {"OTAFLOW_SLOT": str(slot), "OTAFLOW_ETC": str(here.configuration)}
+    if application:
+        environment |= {"OTAFLOW_APPLICATION": str(tree), "OTAFLOW_DATA": str(here.applications.data(application))}
     cancelled = here.stop_work.is_set
-    run([program, *command[1:]], timeout=timeout, cwd=slot, env=environment, cancelled=cancelled)
+    run([program, *command[1:]], timeout=timeout, cwd=tree, env=environment, cancelled=cancelled)

@@ -4,10 +4,12 @@ import os
 from pathlib import Path
 
 from otaflow import progress
-from otaflow.errors import InsufficientMemory, PackageInconsistent
+from otaflow.errors import InsufficientMemory, NothingToRevert, OperationNotPermitted, PackageInconsistent
+from otaflow.history import ACTIVATED
 from otaflow.package import rules
 from otaflow.package.extract import extract
 from otaflow.package.metadata import Metadata, parse
+from otaflow.package.versions import read_version
 from otaflow.platform.device import device
 from otaflow.platform.labels import read_label
 from otaflow.platform.scratch import make_scratch, remove_scratch
@@ -40,7 +42,7 @@ def remove_extracted(folder: str) -> None:
 
 
 @step("check metadata", retries=2)
-def check_metadata(folder: str, direction: str, base: str) -> None:
+def check_metadata(folder: str, direction: str, base: str, accepted: bool) -> None:
     """Refuse a package that does not fit the system in slot `base`, or has no room on it. Changes nothing."""
     metadata = metadata_of(folder)
     system = read_label(device().slots.path(base))
@@ -49,7 +51,43 @@ def check_metadata(folder: str, direction: str, base: str) -> None:
         return
     model = device().config.device.model
     rules.check_installable(metadata, name=system.name, version=system.version, model=model)
-    _check_room(metadata)
+    _check_migrations(metadata, accepted)
+    _check_room(metadata, device().slots.path(device().boot.running()))
+
+
+@step("check application", retries=2)
+def check_application(folder: str, accepted: bool) -> None:
+    """Refuse a package that does not fit the application as it is installed, or has no room. Changes nothing."""
+    here = device()
+    metadata = metadata_of(folder)
+    present = here.applications.find(metadata.name)
+    rules.check_application(
+        metadata,
+        installed=present.version if present else None,
+        highest=highest_version(metadata.name),
+        model=here.config.device.model,
+    )
+    _check_migrations(metadata, accepted)
+    _check_room(metadata, here.root)
+
+
+@step("check removal", retries=2)
+def check_removal(name: str) -> None:
+    """Refuse to remove what is not installed. Changes nothing."""
+    if name not in device().applications.names():
+        raise NothingToRevert(
+            f"cannot remove {name}: it is not installed", hint="`otaflow app list` shows what is installed"
+        )
+
+
+def highest_version(name: str) -> str | None:
+    """The highest version of the application that was ever installed here."""
+    versions = [
+        str(record["version"])
+        for record in device().history.read()
+        if record["name"] == name and record["resolution"] == ACTIVATED
+    ]
+    return max(versions, key=read_version, default=None)
 
 
 def metadata_of(folder: str) -> Metadata:
@@ -57,10 +95,22 @@ def metadata_of(folder: str) -> Metadata:
     return parse((Path(folder) / "metadata").read_bytes())
 
 
-def _check_room(metadata: Metadata) -> None:
-    """The slot grows by at most the assets; a copy that shares nothing takes the running slot's size as well."""
-    slots = device().slots.path(device().boot.running())
-    free = os.statvfs(slots).f_bavail * os.statvfs(slots).f_frsize
+def _check_migrations(metadata: Metadata, accepted: bool) -> None:
+    """The databases are known, and what cannot be brought back is agreed to."""
+    from otaflow.tasks.migration import list_databases, open_database
+
+    for spec in list_databases(metadata.name, [one.model_dump() for one in metadata.migrations]):
+        open_database(device(), spec)
+    if metadata.irreversible and not accepted:
+        raise OperationNotPermitted(
+            f"cannot install {metadata.name} {metadata.version}: its migration of data cannot be brought back",
+            hint="agree to it: answer the question of the poll, or `otaflow update --accept-irreversible`",
+        )
+
+
+def _check_room(metadata: Metadata, place: Path) -> None:
+    """At most all of its files are new; a copy that shares nothing takes the size of what is copied as well."""
+    free = os.statvfs(place).f_bavail * os.statvfs(place).f_frsize
     if free < metadata.size.installed_bytes:
         raise InsufficientMemory(
             f"cannot install {metadata.name} {metadata.version}: it needs {metadata.size.installed_bytes} bytes "

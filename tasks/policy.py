@@ -58,6 +58,9 @@ def offer_of(target: Target) -> Offer:
         bytes=target.length,
         priority=target.priority,
         description=target.description,
+        kind=target.kind,
+        irreversible=target.irreversible,
+        irreversible_data=", ".join(target.irreversible_data),
     )
 
 
@@ -227,6 +230,18 @@ def send_diagnostic_data(source: str) -> str:
     return send(device(), source)
 
 
+def request_close(name: str, version: str, seconds: float, defer_seconds: float) -> int:
+    """Ask an application to close: in its inbox, to people, as an event. The message's id; 0 where none was possible.
+
+    `seconds` is how long it has; `defer_seconds` by how much that can be put off at a time, 0 where it cannot.
+    """
+    text = words.close_requested(name, version)
+    message = _post(Kind.CLOSE_REQUESTED, name, version, text, seconds=seconds, defer_seconds=defer_seconds)
+    _emit("close-requested", name, version, text)
+    _notify([text])
+    return message
+
+
 def tell_of_poll(ended: str) -> None:
     """A poll is over, well or not: an automation listens whether there are any."""
     _emit_event("poll.ended", {"ended": ended})
@@ -349,12 +364,13 @@ def _decide_again(decision: Decision) -> None:
     memory().consents.use(decision.offer.content, datetime.now(UTC))
 
 
-def _post(kind: Kind, name: str, version: str, text: str, **facts: Any) -> None:
-    """A message to the applications; a disk that is full keeps no update from going on."""
+def _post(kind: Kind, name: str, version: str, text: str, **facts: Any) -> int:
+    """A message to the applications, and its id; a disk that is full keeps no update from going on (0)."""
     try:
-        memory().inbox.post(kind, name, version, text, now=datetime.now(UTC), **facts)
+        return memory().inbox.post(kind, name, version, text, now=datetime.now(UTC), **facts).id
     except OSError as error:
         log.error("cannot tell the applications: %s: %s", text, error)  # noqa: TRY400
+        return 0
 
 
 def _notify(texts: list[str]) -> None:

@@ -24,7 +24,7 @@ RESERVE_BYTES = 8 * 2**20  # beside the configuration: the journal, the logs, wh
 BLOCK = 4096
 
 
-@step("run update program", early=True)
+@step("run update program", when="early")
 def run_update_program(
     folder: str, direction: str, base: str, spare: str, backup: str, version: str, update_number: int
 ) -> str:

@@ -40,4 +40,4 @@ class Question(Step[P, bool]):
 
 def question(title: str) -> Callable[[Callable[P, bool]], Question[P]]:
     """Make a function the question called `title` in the UI."""
-    return lambda function: Question(function, title, lambda: (0, 0), early=False, key="")
+    return lambda function: Question(function, title, lambda: (0, 0), when="clean up", key="", once=False)

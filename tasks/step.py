@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, cast
 
 from otaflow import fault, progress
 from otaflow.errors import ProcessSwPackageCancelled, Refused, UcmError, UndoFailed
@@ -37,6 +37,9 @@ R = TypeVar("R")
 
 Limits = Callable[[], tuple[int, float]]
 """Retries after the first try, and seconds between two tries."""
+
+When = Literal["early", "restarted", "clean up"]
+"""When a rollback takes a step back: before the former system starts, after it has, or in Cleaning-Up."""
 
 UNDO_RETRIES = 2
 
@@ -67,10 +70,11 @@ def worth_retrying(error: BaseException) -> bool:
 
 
 class Step(Generic[P, R]):
-    """A step and its undo. `early` says that the undo must be done before the former system starts again."""
+    """A step and its undo; what the parameters mean is said at `step`."""
 
-    def __init__(self, do: Callable[P, R], title: str, limits: Limits, early: bool, key: str) -> None:
-        self.do, self.title, self.limits, self.early = do, title, limits, early
+    def __init__(self, do: Callable[P, R], title: str, limits: Limits, when: "When", key: str, once: bool) -> None:
+        self.do, self.title, self.limits, self.when, self.once = do, title, limits, when, once
+        self.undo_title = f"undo: {title}"
         self.name = do.__name__
         self.key = key
         self.take_back: Callable[..., None] | None = None
@@ -85,6 +89,11 @@ class Step(Generic[P, R]):
         self.take_back = function
         return function
 
+    def undo_called(self, title: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+        """Decorator: like `undo`, with a `title` of its own in the UI."""
+        self.undo_title = title
+        return self.undo
+
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if in_flow_run():
             return self.task(*args, **kwargs)
@@ -98,6 +107,8 @@ class Step(Generic[P, R]):
         progress.tell("step", self.title, step=self.name)
         try:
             stop_if_asked()
+            if self.once and (former := call.journal.find_open(self.name, call.key)) and former.done:
+                return cast("R", None)
             fault.point(f"{self.name}.before")
             result = self.do(*args, **kwargs)
             fault.point(f"{self.name}.acted")
@@ -124,7 +135,7 @@ class Step(Generic[P, R]):
                 f"cannot take back {self.title!r}: {error}",
                 hint="the journal holds what is needed: `otaflow recover` tries again",
             ) from error
-        device().journal.undone(intent)
+        device().journal.undone(intent, counts=self.when != "restarted")
         fault.point(f"undo.{self.name}.done")
         progress.tell("undone", self.title, step=self.name)
 
@@ -163,7 +174,7 @@ class Step(Generic[P, R]):
     def undo_task(self) -> "Task[..., None]":
         """The undo as a Prefect task."""
         assert self.take_back is not None
-        return self._make_task(self._take_back, f"undo: {self.title}", self.undo_limits(), always=True)
+        return self._make_task(self._take_back, self.undo_title, self.undo_limits(), always=True)
 
     def _make_task(
         self, function: Callable[..., Any], name: str, limits: tuple[int, float], *, always: bool = False
@@ -201,18 +212,20 @@ def step(
     retries: int = 0,
     wait: float = 1,
     limits: Limits | None = None,
-    early: bool = False,
+    when: When = "clean up",
     key: str = "",
+    once: bool = False,
 ) -> Callable[[Callable[P, R]], Step[P, R]]:
     """Make a function a step called `title` in the UI.
 
     `retries` and `wait` (seconds) hold for the undo too, which is tried at least three times; `limits` gives both where
-    the device's configuration says them. `early`: its undo must be done before the former system starts again. `key`
-    names the keyword parameter that tells several calls in one phase apart.
+    the device's configuration says them. `when` says when a rollback takes it back. `key` names the keyword parameter
+    that tells several calls in one phase apart. `once`: a step without a result that is done is not done again, as when
+    its phase goes on after a power cut.
     """
 
     def decorate(function: Callable[P, R]) -> Step[P, R]:
-        return Step(function, title, limits or (lambda: (retries, wait)), early, key)
+        return Step(function, title, limits or (lambda: (retries, wait)), when, key, once)
 
     return decorate
 

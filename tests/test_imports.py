@@ -12,9 +12,9 @@ SOURCE = ROOT / "src" / "otaflow"
 LAYERS = [
     {"cli", "api", "agent", "at_boot", "deployments", "examples"},
     {"answers", "installing"},
-    {"work", "through", "embedded"},
+    {"work", "through", "embedded", "asked"},
     {"recovery"},
-    {"service", "phases", "refusals", "actions", "ends"},
+    {"service", "phases", "parts", "refusals", "actions", "ends"},
     {"flows"},
     {"tasks"},
     {"diagnostics"},
@@ -48,7 +48,7 @@ USED_ONLY_IN = {
     "cyclopts": ("cli/",),
 }
 NEVER_AT_THE_TOP_OF = ("package/", "platform/", "policy/", "ucm/", "tasks/step.py", "flows/phase.py", "journal.py")
-NEVER_AT_THE_TOP_OF += ("service.py", "recovery.py", "phases.py", "refusals.py", "diagnostics/")
+NEVER_AT_THE_TOP_OF += ("service.py", "recovery.py", "phases.py", "parts.py", "refusals.py", "diagnostics/")
 HEAVY = {"prefect", "tuf", "httpx", "rich", "cyclopts", "psutil", "apprise"}
 
 

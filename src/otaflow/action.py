@@ -1,13 +1,13 @@
-"""What a session does to the system: plain data, as the journal keeps it.
+"""What a session does to the device: plain data, as the journal keeps it.
 
-An action is what the UCM processes: usually a package (`up`), or one of the ways back, which pass through the same
-states as an update does and so have the same undo.
+An action is what the UCM processes: usually a package (`up` of the system; `install` or `update` of an application), or
+one of the ways back, which pass through the same states as an update does and so have the same undo.
 """
 
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-Kind = Literal["up", "down", "previous-slot", "backup", "snapshot"]
+Kind = Literal["up", "down", "previous-slot", "backup", "snapshot", "install", "update", "remove"]
 
 NAMES: dict[Kind, str] = {
     "up": "Update",
@@ -15,15 +15,23 @@ NAMES: dict[Kind, str] = {
     "previous-slot": "Rollback",
     "backup": "Restore",
     "snapshot": "RestoreMain",
+    "install": "Install",
+    "update": "Update",
+    "remove": "Remove",
 }
 """The word that the history uses for each kind."""
+
+OF_APPLICATIONS: tuple[Kind, ...] = ("install", "update", "remove")
+TOGETHER: tuple[Kind, ...] = ("up", *OF_APPLICATIONS)
+"""What one session may hold several of: all or none."""
 
 
 @dataclass(frozen=True)
 class Action:
-    """One thing to process. `package` is a file's path for `up` and `down`; `backup` names the backup entry otherwise.
+    """One thing to process. `package` is a file's path, or `backup` names the backup entry of a way back.
 
-    `name` and `version` are what the system will be; `update_number` is its number in the device's history.
+    `name` and `version` are what the system or the application will be (for `remove`: was); `update_number` is its
+    number in the device's history. `install`, `update` and `remove` are of applications.
     """
 
     kind: Kind
@@ -45,11 +53,18 @@ class Action:
         known = {one.name for one in fields(cls)}
         return cls(**{name: value for name, value in record.items() if name in known})
 
+    @property
+    def of_system(self) -> bool:
+        """Whether the system changes, so that the device restarts."""
+        return self.kind not in OF_APPLICATIONS
+
     def title(self) -> str:
         """A few words for a person."""
         match self.kind:
-            case "up":
+            case "up" | "update" | "install":
                 return f"{self.name} {self.version}"
+            case "remove":
+                return f"remove {self.name} {self.version}"
             case "down":
                 return f"uninstall, back to {self.name} {self.version}"
             case "previous-slot":

@@ -3,11 +3,12 @@
 from typing import Literal, get_args
 
 from otaflow import history
-from otaflow.action import Action
-from otaflow.errors import NothingToRollback, OperationNotPermitted, OtaflowError
+from otaflow.action import Action, Kind
+from otaflow.errors import NothingToRevert, NothingToRollback, OperationNotPermitted, OtaflowError
 from otaflow.platform.backups import Entry
 from otaflow.platform.device import Device
 from otaflow.platform.labels import Label, read_label
+from otaflow.ucm.states import State
 
 Way = Literal["previous-slot", "snapshot", "backup"]
 WAYS: tuple[Way, ...] = get_args(Way)
@@ -35,6 +36,50 @@ def find_way_back(device: Device, to: Way, backup: str | None = None) -> Action:
         )
     label = _read_previous_slot(device, system)
     return Action("previous-slot", label.name, label.version, label.update_number, facts=facts)
+
+
+def find_installation(
+    device: Device,
+    kind: str,
+    name: str,
+    version: str,
+    update_number: int,
+    package: str,
+    source: str = "",
+    *,
+    accepted: bool = False,
+) -> Action:
+    """The action that installs a package of `kind` (system, application), with what it replaces.
+
+    `accepted`: the user agreed to a migration of data that cannot be brought back.
+    """
+    if kind == "application":
+        present = device.applications.versions().get(name, "")
+        action: Kind = "update" if present else "install"
+    else:
+        action, present = "up", _system_before(device)
+    facts = {"from_version": present} | ({"accepted": True} if accepted else {})
+    return Action(action, name, version, update_number, package=package, source=source, facts=facts)
+
+
+def find_removal(device: Device, name: str) -> Action:
+    """The action that removes the application `name`. Raises NothingToRevert where there is none."""
+    present = device.applications.find(name)
+    if present is None:
+        raise NothingToRevert(
+            f"cannot remove {name}: it is not installed", hint="`otaflow app list` shows what is installed"
+        )
+    facts = {"from_version": present.version}
+    return Action("remove", name, present.version, present.update_number, facts=facts)
+
+
+def _system_before(device: Device) -> str:
+    """What the next system package replaces: the version that the session's last one brings, else the one that runs."""
+    session = device.journal.session
+    systems = [session.actions[place] for place in session.processed if session.actions[place].of_system]
+    if device.journal.state is not State.IDLE and systems:
+        return systems[-1].version
+    return device.running_system().version
 
 
 def find_uninstallation(device: Device, name: str, version: str, package: str, source: str = "") -> Action:

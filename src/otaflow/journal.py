@@ -176,9 +176,9 @@ class Journal:
         if not intent.done:
             self._append({"kind": "done", "id": intent.id})
 
-    def undone(self, intent: Intent) -> None:
-        """Record that the step is taken back."""
-        self._append({"kind": "undone", "id": intent.id, "boots": self.boots()})
+    def undone(self, intent: Intent, *, counts: bool = True) -> None:
+        """Record that the step is taken back; `counts`: the former system has to start after it."""
+        self._append({"kind": "undone", "id": intent.id} | ({"boots": self.boots()} if counts else {}))
 
     def undo_failed(self, intent: Intent, error: str) -> None:
         """Record that the undo failed; the intent stays open."""
@@ -209,9 +209,14 @@ class Journal:
                 return intent
         return None
 
-    def is_done(self, step: str) -> bool:
-        """Whether an open intent of `step` is recorded as done in this session."""
-        return any(intent.done for intent in self.open_intents() if intent.step == step)
+    def is_done(self, step: str, key: str = "") -> bool:
+        """Whether an open intent of `step` (and `key`) is recorded as done in this session."""
+        suffix = f"{step}.{key}" if key else ""
+        return any(
+            intent.done
+            for intent in self.open_intents()
+            if intent.step == step and (not key or intent.id.partition(".")[2] == suffix)
+        )
 
     def untold(self) -> list[Session]:
         """The sessions that Prefect was not told to the end of what happened, the oldest first."""
@@ -244,7 +249,7 @@ class Journal:
                 session.intents[record["id"]].done = True
             case "undone":
                 session.intents[record["id"]].undone = True
-                session.undone_boots = record["boots"]
+                session.undone_boots = record.get("boots", session.undone_boots)
             case "kept":
                 session.kept = True
             case "note":

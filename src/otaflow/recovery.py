@@ -1,6 +1,7 @@
 """After a restart or a kill: what was going on is finished or taken back (design: recovery at boot)."""
 
 from otaflow import errors, history
+from otaflow.action import Action
 from otaflow.ends import record_end
 from otaflow.service import Ucm
 from otaflow.tasks.step import compensate
@@ -56,11 +57,10 @@ def _finish_activation(ucm: Ucm) -> None:
     """Flipped: the trial follows. Not flipped: everything of the activation is taken back."""
     actions = ucm.processed()
     journal, boot = ucm.journal, ucm.device.boot
-    steps = {"up": "flip_slot", "down": "flip_slot", "snapshot": "restore_main"}
-    flipped = all(journal.is_done(steps.get(action.kind, "flip_slot")) for action, _ in actions)
+    flipped = all(journal.is_done(*_decisive_step(action)) for action, _ in actions)
     target = boot.target()
     started = boot.running() == target and any(
-        processed["target"] == target and action.kind != "snapshot" for action, processed in actions
+        processed["target"] == target and action.kind != "snapshot" for action, processed in actions if action.of_system
     )
     if flipped or started:
         # The counter as it was before the flip: what starts after it is a start into the target, or a fallback.
@@ -69,3 +69,13 @@ def _finish_activation(ucm: Ucm) -> None:
     compensate(lambda intent: intent.phase == "activate")
     ucm.fire("!ErrorDuringActivation", error="the activation was interrupted")
     # No end yet: an unattended session is given up, and recorded, from Ready; a client may activate again.
+
+
+def _decisive_step(action: Action) -> tuple[str, str]:
+    """The step that makes the action what runs next, and its key."""
+    match action.kind:
+        case "install" | "update":
+            return "replace_files", action.name
+        case "remove":
+            return "remove_application", action.name
+    return "restore_main" if action.kind == "snapshot" else "flip_slot", ""

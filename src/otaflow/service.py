@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from otaflow import errors, fault, history, progress
-from otaflow.action import Action
+from otaflow.action import TOGETHER, Action
 from otaflow.ends import raise_alarm, record_end
 from otaflow.errors import HealthCheckFailed, Restarting, UcmError, UndoFailed
 from otaflow.flows.clean_up import commit, disown_rest, revert
@@ -19,7 +19,7 @@ from otaflow.flows.phase import Phase
 from otaflow.flows.process import Processed
 from otaflow.flows.roll_back import roll_back
 from otaflow.flows.verify import verify
-from otaflow.package.metadata import Check
+from otaflow.parts import Part, part_of
 from otaflow.phases import choose_activation, choose_processing
 from otaflow.platform.device import Device
 from otaflow.refusals import as_ucm_error, processing_event
@@ -98,13 +98,20 @@ class Ucm:
         return lambda: self._process(action)
 
     def _refuse_mixture(self, action: Action) -> None:
-        """Only updates build on each other; a way back, or taking a package back, is a session of its own."""
+        """Packages go together, one of each application; a way back, or taking one back, is a session of its own."""
         self.check("<ProcessSwPackage")
-        kinds = {action.kind, *(one.kind for one, _ in self.processed())} if self.state is State.READY else {"up"}
-        if kinds != {"up"}:
+        if self.state is not State.READY:
+            return
+        others = [one for one, _ in self.processed()]
+        if any(one.kind not in TOGETHER for one in [action, *others]):
             raise errors.OperationNotPermitted(
                 f"cannot process {action.title()}: something else is processed already, and they cannot go together",
                 hint="end the session first: Activate and Finish, or RevertProcessedSwPackages",
+            )
+        if not action.of_system and action.name in {one.name for one in others}:
+            raise errors.OperationNotPermitted(
+                f"cannot process {action.title()}: another package of {action.name} is processed already",
+                hint="updates of one application follow each other: Activate and Finish the first one",
             )
 
     def cancel(self, refusal: str = "") -> None:
@@ -126,7 +133,8 @@ class Ucm:
                 raise errors.InvalidTransferId(str(action.facts["refused"]))
             processed = self.run(*choose_processing(self.device, action))
             # The checks are kept here: after a power cut the package in the cache may be gone, and the trial goes on.
-            checks = [check.model_dump() for check in self._health_of(action, processed)]
+            checks = self._health_of(action, processed)
+            part = part_of(action, processed)
         except UndoFailed as error:
             record_end(self.device, action, history.FAILED, error=error)
             self._answer_cancel(stopped=False)
@@ -144,7 +152,7 @@ class Ucm:
             raise refusal from error
         with self.deciding:
             self._answer_cancel(stopped=False)
-            self.fire("$Success ProcessSwPackage", processed=processed, checks=checks)
+            self.fire("$Success ProcessSwPackage", processed=processed, checks=checks, part=part)
 
     def _answer_cancel(self, *, stopped: bool) -> None:
         """What became of a Cancel: its event, while it is still Processing."""
@@ -166,7 +174,7 @@ class Ucm:
     def _activate(self) -> None:
         try:
             self._refuse_half_reverted()
-            self.run(*choose_activation(self.processed()))
+            self.run(*choose_activation(self.processed(), self._parts()))
         except UndoFailed:
             raise
         except Exception as error:
@@ -190,7 +198,8 @@ class Ucm:
             self._refuse_superseded()
         try:
             self._count_trial()
-            if not self.run(verify, {"checks": self._checks()}):
+            system = any(action.of_system for action, _ in self.processed())
+            if not self.run(verify, {"checks": self._checks(), "system": system, "parts": self._parts()}):
                 raise Restarting
         except Restarting:
             raise
@@ -316,9 +325,16 @@ class Ucm:
         """The health checks of the packages of this session."""
         return [check for transition in self.journal.session.transitions for check in transition.get("checks", ())]
 
-    def _health_of(self, action: Action, processed: Processed) -> list[Check]:
-        """A package's health checks. One that is taken back has none for the former system."""
-        return list(metadata_of(processed["folder"]).health) if action.kind == "up" else []
+    def _parts(self) -> list[Part]:
+        """What the packages of this session do to applications, services and data."""
+        return [part for transition in self.journal.session.transitions if (part := transition.get("part"))]
+
+    def _health_of(self, action: Action, processed: Processed) -> list[dict[str, Any]]:
+        """A package's health checks, each with the application that it is of. A former system that returns has none."""
+        if action.kind not in ("up", "install", "update"):
+            return []
+        application = "" if action.of_system else action.name
+        return [check.model_dump() | {"application": application} for check in metadata_of(processed["folder"]).health]
 
     def give_up(self, why: Exception) -> None:
         """Revert what is processed, which nobody will activate any more."""
@@ -393,12 +409,13 @@ class Ucm:
     def _commit(self) -> None:
         session = self.journal.session
         for place, (action, processed) in zip(session.processed, self.processed(), strict=True):
-            record_end(self.device, action, history.ACTIVATED, place=place, backup=processed["backup"])
+            record_end(self.device, action, history.ACTIVATED, place=place, backup=processed.get("backup", ""))
         self.journal.keep()
-        kept = [kept_name(place) for place in session.processed]
+        kept = [kept_name(place) for place in session.processed if session.actions[place].of_system]
         mains = [kept_main_name(p) for p in session.processed if session.actions[p].kind == "snapshot"]
         packages = [session.actions[p].package for p in session.processed if session.actions[p].package]
-        parameters = {"session": session.id, "kept": kept, "mains": mains, "packages": packages}
+        trees = [(action.name, processed["kept"]) for action, processed in self.processed() if not action.of_system]
+        parameters = {"session": session.id, "kept": kept, "mains": mains, "packages": packages, "trees": trees}
         try:
             self.run(commit, parameters)
         except Exception as error:

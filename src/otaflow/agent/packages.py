@@ -4,7 +4,7 @@ from pathlib import Path
 
 from otaflow import errors
 from otaflow.action import Action
-from otaflow.actions import find_uninstallation
+from otaflow.actions import find_installation, find_uninstallation
 from otaflow.journal import Session
 from otaflow.package.extract import read_metadata
 from otaflow.package.rules import check_removable
@@ -13,7 +13,6 @@ from otaflow.platform.device import Device
 from otaflow.repo.client import open_repository
 from otaflow.transfer.cached import PackageState
 from otaflow.transfer.store import Accepted, Transfers
-from otaflow.ucm.states import State
 
 IN_USE = (PackageState.PROCESSING, PackageState.PROCESSED)
 
@@ -22,10 +21,14 @@ def accept(device: Device, path: Path) -> Accepted:
     """Whether a transferred file may be processed: signed, understood, and not older than what is installed."""
     require_signature(device, path)
     metadata = read_metadata(path)
-    installed = device.running_system()
-    if metadata.name == installed.name and not newer(metadata.version, installed.version):
+    installed = device.running_system().version
+    if metadata.kind == "application":
+        installed = device.applications.versions().get(metadata.name, "")
+    elif metadata.name != device.running_system().name:
+        installed = ""  # refused by name when it is processed
+    if installed and not newer(metadata.version, installed):
         raise errors.OldVersion(
-            f"cannot accept {metadata.name} {metadata.version}: {installed.version} is installed",
+            f"cannot accept {metadata.name} {metadata.version}: {installed} is installed",
             hint="an update must be higher than what is installed",
         )
     return Accepted(metadata.name, metadata.version)
@@ -54,7 +57,7 @@ def require_signature(device: Device, path: Path) -> None:
         )
 
 
-def find_action(device: Device, transfers: Transfers, id: str) -> Action:
+def find_action(device: Device, transfers: Transfers, id: str, *, accepted: bool = False) -> Action:
     """What ProcessSwPackage is to do; a package that is not there is refused in Processing, as the table has it."""
     refusal = {"refused": f"cannot process {id}: there is no such package, `GetSwPackages` lists them"}
     try:
@@ -66,25 +69,12 @@ def find_action(device: Device, transfers: Transfers, id: str) -> Action:
         return Action(kind="up", name=package.name or "unknown", version=package.version or "unknown", facts=refusal)
     path = transfers.path(id)
     metadata = read_metadata(path)
-    return Action(
-        kind="up",
-        name=metadata.name,
-        version=metadata.version,
-        update_number=metadata.update_number,
-        package=str(path),
-        facts={"from_version": _version_before(device)},
+    return find_installation(
+        device, metadata.kind, metadata.name, metadata.version, metadata.update_number, str(path), accepted=accepted
     )
 
 
-def _version_before(device: Device) -> str:
-    """What the next package replaces: the version that the session's last one brings, else the one that runs."""
-    session = device.journal.session
-    if device.journal.state is not State.IDLE and session.processed:
-        return session.actions[session.processed[-1]].version
-    return device.running_system().version
-
-
-def find_removal(device: Device, transfers: Transfers, id: str) -> Action:
+def find_uninstall(device: Device, transfers: Transfers, id: str) -> Action:
     """What Uninstall is to do. Raises InvalidTransferId, OperationNotPermitted, NothingToRollback."""
     package = transfers.get(id)
     if package.state != PackageState.TRANSFERRED:

@@ -13,9 +13,10 @@ HISTORY_FIELDS = ("time", "name", "version", "action", "resolution", "error")
 
 
 def report_clusters(device: Device) -> Report:
-    """The software clusters that are present: the system that runs."""
+    """The software clusters that are present: the system that runs, and the applications."""
     system = device.running_system()
-    return [{"name": system.name, "version": system.version, "state": "kPresent"}]
+    clusters = {system.name: system.version, **device.applications.versions()}
+    return [{"name": name, "version": version, "state": "kPresent"} for name, version in clusters.items()]
 
 
 def report_changes(device: Device) -> Report:
@@ -27,7 +28,7 @@ def report_changes(device: Device) -> Report:
     changes = {}
     for place in session.processed:
         action = session.actions[place]
-        state = "kUpdating" if action.name in present else "kAdded"
+        state = "kRemoved" if action.kind == "remove" else "kUpdating" if action.name in present else "kAdded"
         changes[action.name] = {"name": action.name, "version": action.version, "state": state}
     return list(changes.values())
 

@@ -163,6 +163,11 @@ class Inbox:
             if content.places.get(reader, 0) < id:
                 self._write(content, {"reader": reader, "upto": id})
 
+    def has_acknowledged(self, reader: str, id: int) -> bool:
+        """Whether `reader` has taken the message `id`."""
+        with locked(self._file.path):
+            return self._load().places.get(reader, 0) >= id
+
     # --- inside: all of it under the lock -------------------------------------------------------------------------
 
     def _load(self) -> _Content:

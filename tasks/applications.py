@@ -1,0 +1,200 @@
+"""One application: its new files are prepared, it is asked to close and ended, its files are exchanged.
+
+spec/update-processes.md, application updates. Starting it again is the services' part (services.py).
+"""
+
+import logging
+import time
+from pathlib import Path
+from uuid import uuid4
+
+from otaflow.errors import ErrorDuringActivation
+from otaflow.package.metadata import Metadata
+from otaflow.platform.applications import Application, read_application, write_application
+from otaflow.platform.copying import delete_tree
+from otaflow.platform.device import device
+from otaflow.platform.overlay import overlay
+from otaflow.platform.processes import end_processes, find_processes
+from otaflow.tasks.package import metadata_of
+from otaflow.tasks.step import remember, step, stop_if_asked
+
+log = logging.getLogger("otaflow.applications")
+
+LOOK_SECONDS = 0.2
+
+
+@step("prepare files", retries=2)
+def prepare_files(folder: str) -> str:
+    """Make the application's new tree beside the present one, which is not touched; returns its generation.
+
+    It is a copy of the present tree with the package's `files` over it, and without what the metadata removes. On
+    btrfs it costs what changed.
+    """
+    here = device()
+    metadata = metadata_of(folder)
+    data = here.applications.data(metadata.name)
+    memory = remember(name=metadata.name, kept=kept_tree(), made_data=not data.is_dir())
+    data.mkdir(parents=True, exist_ok=True)
+    aside = here.applications.aside(metadata.name, memory["kept"])
+    here.trees.remove(aside)
+    present = here.applications.path(metadata.name)
+    if present.is_dir():
+        here.trees.clone(present, aside)
+    else:
+        here.trees.create(aside)
+    files = Path(folder) / "files"
+    if files.is_dir():
+        overlay(files, aside, metadata.remove)
+    application = _label(metadata)
+    write_application(aside, application)
+    here.trees.sync(aside)
+    return application.generation
+
+
+@prepare_files.undo
+def remove_prepared(name: str, kept: str, made_data: bool) -> None:
+    """Remove the tree that was prepared; the application's own is another. Data of one that was not there goes."""
+    here = device()
+    here.trees.remove(here.applications.aside(name, kept))
+    if made_data:
+        delete_tree(here.applications.data(name))
+
+
+@step("ask application to close", key="name")
+def ask_to_close(*, name: str, version: str, priority: bool) -> None:
+    """Tell the application that it is about to be ended, and give it time; nothing where it does not run.
+
+    It is waited for until nothing of it runs, or it has acknowledged the message, or its time is over: `close_seconds`,
+    and what was put off. Changes nothing.
+    """
+    here = device()
+    if is_closed(name):
+        return
+    from otaflow.policy.closing import Closing, Request
+    from otaflow.tasks.policy import memory, request_close
+
+    settings = here.config.applications
+    closing = Closing(here.nvm)
+    if closing.find(name) is None:
+        most = 0 if priority else settings.defers
+        message = request_close(name, version, settings.close_seconds, 0 if priority else settings.defer_seconds)
+        closing.ask(Request(name, version, message, settings.close_seconds, most=most))
+    began = time.monotonic()
+    try:
+        while (request := closing.find(name)) and time.monotonic() - began < request.seconds:
+            if is_closed(name) or (request.message and memory().inbox.has_acknowledged(name, request.message)):
+                break
+            here.stop_work.wait(LOOK_SECONDS)
+            stop_if_asked()
+    finally:
+        closing.end(name)
+
+
+@step("stop application", when="restarted", key="name")
+def stop_application(*, name: str, services: list[str]) -> None:
+    """Stop its services, so that nobody starts them before the update is through, and end what else runs of it.
+
+    `services` are those of the version that comes: they, too, start when it is there and not before. Raises
+    ErrorDuringActivation when it cannot be closed fully.
+    """
+    here = device()
+    application = here.applications.find(name)
+    former = application.services if application else []
+    every = list(dict.fromkeys([*former, *services]))
+    memory = remember(name=name, services=every, running=[one for one in former if here.services.state(one).active])
+    close_application(name, memory["services"])
+    here.services.unlink(here.applications.units(name))
+
+
+@stop_application.undo
+def start_former(name: str, services: list[str], running: list[str]) -> None:
+    """Let the former services start again, and start those that ran."""
+    here = device()
+    here.services.link(here.applications.units(name))
+    for service in services:
+        here.services.release(service)
+    for service in running:
+        here.services.start(service)
+
+
+@step("replace files", retries=2, when="early", key="name")
+def replace_files(*, name: str, kept: str, generation: str) -> None:
+    """Let the prepared tree be the application, in one exchange; the former one is kept."""
+    memory = remember(name=name, kept=kept, generation=generation)
+    device().applications.switch(name, memory["kept"], memory["generation"])
+
+
+@replace_files.undo
+def put_back_files(name: str, kept: str, generation: str) -> None:
+    """Let the former tree be the application again."""
+    device().applications.switch_back(name, kept, generation)
+
+
+@step("remove application", retries=2, when="early", key="name")
+def remove_application(*, name: str, kept: str) -> None:
+    """Take the application away; its tree is kept until the removal is committed. Its data stays."""
+    memory = remember(name=name, kept=kept)
+    device().applications.take_away(name, memory["kept"])
+
+
+@remove_application.undo
+def put_back_application(name: str, kept: str) -> None:
+    """Give the application back."""
+    device().applications.give_back(name, kept)
+
+
+@step("forget former files", retries=2)
+def forget_tree(name: str, kept: str) -> None:
+    """Give up the application's former tree: the update is committed, there is no undo."""
+    here = device()
+    aside = here.applications.aside(name, kept)
+    if aside.is_dir() and here.applications.find(name) is None:
+        for service in read_application(aside).services:
+            here.services.release(service)
+    here.trees.remove(aside)
+
+
+def is_closed(name: str) -> bool:
+    """Whether nothing of the application runs."""
+    here = device()
+    application = here.applications.find(name)
+    if application is None:
+        return True
+    if any(here.services.state(service).active for service in application.services):
+        return False
+    return not find_processes([here.applications.path(name)])
+
+
+def close_application(name: str, services: list[str]) -> None:
+    """Hold and stop the services, end what else runs of the application's files. Raises ErrorDuringActivation."""
+    here = device()
+    for service in services:
+        here.services.hold(service)
+    for service in services:
+        here.services.stop(service)
+    settings = here.config.applications
+    left = end_processes([here.applications.path(name)], grace=settings.end_seconds)
+    if left:
+        running = ", ".join(f"{one.command} ({one.pid}, {one.why})" for one in left)
+        raise ErrorDuringActivation(
+            f"cannot close {name}: {running} cannot be ended",
+            hint="restart the device, and try again",
+        )
+
+
+def kept_tree(action: int | None = None) -> str:
+    """The name under which this session's action prepares a tree, and keeps the former one."""
+    session = device().journal.session
+    return f"{session.id}-{session.current if action is None else action}"
+
+
+def _label(metadata: Metadata) -> Application:
+    return Application(
+        metadata.name,
+        metadata.version,
+        metadata.update_number,
+        uuid4().hex,
+        services=list(metadata.services.restart),
+        dependencies=[one.model_dump() for one in metadata.dependencies],
+        conflicts=[one.model_dump() for one in metadata.conflicts],
+    )
