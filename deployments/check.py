@@ -25,6 +25,7 @@ from otaflow.flows.check import Polled, poll
 from otaflow.flows.clients import is_api_trouble
 from otaflow.platform.device import Device, using
 from otaflow.policy import words
+from otaflow.policy.consent import Choice
 from otaflow.policy.decide import Verdict
 from otaflow.policy.offer import Offer
 from otaflow.tasks.policy import tell_of_poll
@@ -39,6 +40,19 @@ class Consent(RunInput):
         Literal["now", "at-next-restart", "in-window", "not-this-one"], Field(description="When it may be installed.")
     ] = "now"
     by: Annotated[str, Field(description="Who says so; it is kept with the answer.", max_length=80)] = ""
+
+
+def _leave_out_window(schema: dict[str, Any]) -> None:
+    schema["enum"] = [choice for choice in schema["enum"] if choice != Choice.IN_WINDOW]
+
+
+class ConsentWithoutWindow(Consent):
+    """The same form on a device without maintenance windows. It takes an answer from when there were some."""
+
+    when: Annotated[
+        Literal["now", "at-next-restart", "in-window", "not-this-one"],
+        Field(description="When it may be installed.", json_schema_extra=_leave_out_window),
+    ] = "now"
 
 
 # Nothing is stored; but not told where, Prefect asks its server each time.
@@ -131,7 +145,9 @@ def _ended_badly(error: OtaflowError) -> Any:
 
 async def _ask_user(device: Device, offer: Offer) -> None:
     """Suspend the run until the user answers, or take the answer with which it was resumed."""
-    form: Any = Consent.with_initial_data(description=_describe(offer))
+    windows = bool(device.config.policy.windows)
+    kind: Any = Consent if windows else ConsentWithoutWindow
+    form = kind.with_initial_data(description=_describe(offer, windows=windows))
     days = timedelta(days=device.config.policy.consent_days)
     key = answers.form_of(device, offer)
     answer: Any = await suspend_flow_run(wait_for_input=form, timeout=int(days.total_seconds()), key=key)
@@ -154,17 +170,19 @@ def _waits_here(device: Device, polled: Polled, run: str) -> bool:
     return True
 
 
-def _describe(offer: Offer) -> str:
-    return "\n".join(
-        [
-            f"**{offer.title()}** can be installed ({words.in_bytes(offer.bytes)} to download).",
-            "",
-            offer.description,
-            "",
-            "*now*: at once. *at-next-restart*: after the device was restarted. *in-window*: in its maintenance "
-            "window. *not-this-one*: not before something newer is offered.",
-        ]
-    )
+def _describe(offer: Offer, *, windows: bool) -> str:
+    """What the form says above its fields; it names the content that the answer is to."""
+    what = "The application " if offer.kind == "application" else ""
+    in_window = " *in-window*: in its maintenance window." if windows else ""
+    parts = [
+        f"{what}**{offer.title()}** can be installed ({words.in_bytes(offer.bytes)} to download).",
+        offer.description,
+        f"**{offer.loss()}** It is installed only if you say so." if offer.irreversible else "",
+        f"*now*: at once. *at-next-restart*: after the device was restarted.{in_window} "
+        "*not-this-one*: not before something newer is offered.",
+        f"The answer is to the package with the SHA-256 `{offer.content}`.",
+    ]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _say(polled: Polled) -> str:

@@ -14,17 +14,41 @@ from otaflow.work import prepare_prefect
 Through = Literal["prefect", "command", "interface"]
 
 
-def find_open(device: Device, version: str = "") -> Offer:
-    """The offer that an answer is about: that of `version`, or the next one. Raises OperationNotPermitted."""
+def find_open(device: Device, version: str = "", *, name: str = "", content: str = "") -> Offer:
+    """The offer that an answer is about: the next one of those that are of `name` and `version`, where given.
+
+    `content` is the SHA-256 of what the user was shown. Raises OperationNotPermitted where nothing of the kind is on
+    offer, where it is another content by now, and where a version alone means several.
+    """
     with using(device):
-        found = [offer for offer in policy.offers() if version in ("", offer.version)]
+        found = [one for one in policy.offers() if name in ("", one.name) and version in ("", one.version)]
     if not found:
-        what = version or "an update"
+        what = f"{name} {version}".strip() or "an update"
         raise OperationNotPermitted(
             f"cannot answer: {what} is not on offer",
             hint="`otaflow check --explain` looks what there is, and why not now",
         )
+    if content:
+        return _find_same(found, content)
+    titles = [offer.title() for offer in found]
+    if version and not name and len(titles) > 1:
+        raise OperationNotPermitted(
+            f"cannot answer: {version} is on offer of several, {' and '.join(titles)}",
+            hint=f"name the one that is meant: {' or '.join(f'`--name {offer.name}`' for offer in found)}",
+        )
     return found[0]
+
+
+def _find_same(found: list[Offer], content: str) -> Offer:
+    """The one of them that has that content. Raises OperationNotPermitted."""
+    for offer in found:
+        if offer.content == content:
+            return offer
+    what = f"{found[0].title()} is" if len(found) == 1 else "what is on offer is"
+    raise OperationNotPermitted(
+        f"cannot answer: {what} another content now ({found[0].content[:16]}…), the answer is to {content[:16]}…",
+        hint="ask the user anew: `otaflow consent` shows what is on offer now",
+    )
 
 
 def give(device: Device, offer: Offer, choice: str, *, by: str, through: Through) -> Answer:
@@ -43,10 +67,14 @@ def give(device: Device, offer: Offer, choice: str, *, by: str, through: Through
 
 
 def resume(device: Device, offer: Offer, choice: str) -> None:
-    """Let the run that waits for the answer go on, where Prefect can be reached; else the next poll acts on it."""
+    """Let the run that waits for the answer go on, where Prefect can be reached; else the next poll acts on it.
+
+    A run announces several offers, and asks about one of them: only the answer to that one is for it.
+    """
     run = waiting_run(device, offer)
-    if not run:
-        return
+    with using(device):
+        if not run or policy.waits_for(run) != offer.content:
+            return
     prepare_prefect(device)
     from otaflow.flows.waiting import resume
 
@@ -132,6 +160,7 @@ def records(decisions: list[Decision]) -> list[dict[str, Any]]:
                 for r in decision.reasons
             ],
             "overrides": list(decision.overrides),
+            "choices": [str(choice) for choice in decision.choices],
         }
         for decision in decisions
     ]

@@ -216,9 +216,16 @@ class Client:
         """GetOffers: what is on offer, what a poll would do with it, and why (docs/policy.md)."""
         return _list(self._post("/otaflow/GetOffers"), "offers")
 
-    def consent(self, choice: str, version: str = "", by: str = "somebody") -> None:
-        """Consent: `now`, `at-next-restart`, `in-window`, `not-this-one`, or `withdraw`."""
-        self._post("/otaflow/Consent", choice=choice, version=version, by=by)
+    def consent(
+        self, choice: str, version: str = "", by: str = "somebody", *, name: str = "", content: str = ""
+    ) -> None:
+        """Consent: `now`, `at-next-restart`, `in-window`, `not-this-one`, or `withdraw`.
+
+        `content`: that of the offer which the user was shown; the answer is refused where it is another by now.
+        """
+        self._post(
+            "/otaflow/Consent", choice=choice, version=version, by=by, name=name or None, content=content or None
+        )
 
     def get_messages(self, reader: str | None = None, after: int = 0) -> list[Fields]:
         """GetMessages: `[{id, time, kind, package, version, text, facts}]`, oldest first."""

@@ -48,10 +48,11 @@ class Words:
 
     def offers(self) -> list[dict[str, Any]]:
         offer = {"name": "system", "version": "1.1.0", "content": "c0ffee", "bytes": 10, "priority": False}
+        offer |= {"kind": "system", "irreversible": False, "irreversible_data": "", "choices": ["now", "not-this-one"]}
         reasons = [{"name": "unanswered", "text": "the user has not answered yet", "until": None}]
         return [offer | {"description": "", "verdict": "ask", "reasons": reasons}]
 
-    def consent(self, choice: str, version: str, by: str) -> None:
+    def consent(self, choice: str, version: str, by: str, *, name: str = "", content: str = "") -> None:
         if version not in ("", "1.1.0"):
             raise errors.OperationNotPermitted(f"cannot answer: {version} is not on offer")
         self.said.append((choice, version, by))

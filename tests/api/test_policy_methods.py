@@ -16,7 +16,8 @@ from otaflow.policy.inbox import Kind
 from otaflow.policy.offer import Offer
 from otaflow.tasks import policy
 
-OFFER = Offer("system", "1.1.0", "c0ffee" * 8, bytes=10, description="Better.")
+OFFER = Offer("system", "1.1.0", "c0ffee" * 10 + "c0ff", bytes=10, description="Better.")
+NOTES = Offer("notes", "1.1.0", "decade" * 10 + "deca", kind="application", irreversible=True, irreversible_data="it")
 
 
 @pytest.fixture
@@ -34,9 +35,9 @@ def real(device: Device, stub: Any, serve: Any) -> Any:
         yield client
 
 
-def offer(device: Device) -> None:
+def offer(device: Device, *offers: Offer) -> None:
     with using(device):
-        policy.notify_user.do([OFFER], "")
+        policy.notify_user.do([*(offers or [OFFER])], "")
 
 
 def test_consent(real: Client, device: Device) -> None:
@@ -55,6 +56,32 @@ def test_consent(real: Client, device: Device) -> None:
         real.consent("in-window")
     real.consent("not-this-one")
     assert real.get_offers()[0]["verdict"] == "refuse"
+
+
+def test_offers_of_one_version_are_told_apart(real: Client, device: Device) -> None:
+    offer(device, OFFER, NOTES)
+    found = real.get_offers()
+    assert [(one["name"], one["kind"], one["irreversible"]) for one in found] == [
+        ("system", "system", False),
+        ("notes", "application", True),
+    ]
+    assert found[1]["irreversible_data"] == "it"
+    assert found[1]["choices"] == ["now", "at-next-restart", "not-this-one"], "the device has no windows"
+    with pytest.raises(errors.OperationNotPermitted, match=r"system 1\.1\.0 and notes 1\.1\.0"):
+        real.consent("now", "1.1.0")
+    real.consent("now", "1.1.0", name="notes")
+    assert [one["verdict"] for one in real.get_offers()] == ["ask", "install"]
+
+
+def test_an_answer_to_what_was_shown(real: Client, device: Device) -> None:
+    offer(device)
+    with pytest.raises(errors.OperationNotPermitted, match="another content now"):
+        real.consent("now", "1.1.0", content="0" * 64)
+    with pytest.raises(errors.OperationNotPermitted, match="another content now"):
+        real.consent("withdraw", content="0" * 64)
+    assert real.get_offers()[0]["verdict"] == "ask"
+    real.consent("now", "1.1.0", content=OFFER.content)
+    assert real.get_offers()[0]["verdict"] == "install"
 
 
 def test_messages(real: Client, device: Device) -> None:
@@ -97,6 +124,8 @@ def test_messages_are_streamed(real: Client, device: Device) -> None:
         ("Consent", {"choice": "perhaps"}),
         ("Consent", {}),
         ("Consent", {"choice": "now", "more": 1}),
+        ("Consent", {"choice": "now", "content": "c0ffee"}),
+        ("Consent", {"choice": "now", "name": "x" * 65}),
         ("GetMessages", {"reader": "with space"}),
         ("GetMessages", {"after": -1}),
         ("AcknowledgeMessage", {"reader": "radio"}),

@@ -157,6 +157,50 @@ def test_priority_overrides_all_but_failure(given: dict[str, Any]) -> None:
         assert urgent.overrides == (f"priority update: {plain.reasons[0].text}",)
 
 
+FOR_GOOD = replace(OFFER, irreversible=True, irreversible_data="the database notes.db of notes")
+ANSWERED = [
+    case[0]
+    for case in CASES.values()
+    if case[1] is Verdict.INSTALL and case[2] != ["automatic"] and case[0].get("answer") is not None
+]
+
+
+@pytest.mark.parametrize("priority", [False, True], ids=["plain", "priority"])
+@pytest.mark.parametrize(("given", "verdict", "reasons", "until"), CASES.values(), ids=CASES)
+def test_what_changes_data_for_good_needs_an_answer(
+    given: dict[str, Any], verdict: Verdict, reasons: list[str], until: datetime | None, priority: bool
+) -> None:
+    """Neither priority, nor a window, nor a device that does not ask stands in its place."""
+    decision = judge(**given, offer=replace(FOR_GOOD, priority=priority))
+    names = [reason.name for reason in decision.reasons]
+    assert decision.overrides == ()
+    if given in ANSWERED:
+        assert (decision.verdict, names) == (verdict, reasons)
+    elif given.get("answer") is None:
+        assert names[-2:] == ["unanswered", "irreversible"]
+        assert decision.verdict is (Verdict.WAIT if "failed" in names else Verdict.ASK)
+    elif verdict is Verdict.ASK:
+        assert (decision.verdict, names) == (Verdict.ASK, [*reasons, "irreversible"])
+    else:
+        assert (decision.verdict, names, decision.until) == (verdict, reasons, until)
+        said = "priority does not change that" in decision.reasons[-1].text
+        assert said is (priority and names[-1] != "failed")
+
+
+def test_the_answer_to_what_changes_data_for_good_may_wait_for_its_window() -> None:
+    rules = Rules(ask=False)
+    assert judge(offer=FOR_GOOD, answer=said(Choice.IN_WINDOW), windows=OPEN, rules=rules).verdict is Verdict.INSTALL
+    assert judge(offer=FOR_GOOD, windows=OPEN, rules=rules).verdict is Verdict.ASK
+
+
+@pytest.mark.parametrize("windows", [OPEN, CLOSED, NONE], ids=["open", "closed", "none"])
+def test_only_what_can_be_answered_is_offered(windows: Windows) -> None:
+    decision = judge(windows=windows)
+    assert (Choice.IN_WINDOW in decision.choices) is bool(windows)
+    assert ("in-window" in "".join(explain(decision))) is bool(windows)
+    assert {*decision.choices, Choice.IN_WINDOW} == {*Choice}
+
+
 def test_now_after_the_failure_tries_once_more() -> None:
     decision = judge(failure=failed(2 * HOUR), answer=said(Choice.NOW, ago=HOUR))
     assert decision.verdict is Verdict.INSTALL
@@ -183,19 +227,20 @@ failings = st.builds(failed, st.timedeltas(-HOUR, timedelta(days=20)), st.sample
     failure=st.none() | failings,
     ask=st.booleans(),
     priority=st.booleans(),
+    for_good=st.booleans(),
 )
 def test_whatever_is_given(
-    answer: Answer | None, windows: Windows, failure: Failure | None, ask: bool, priority: bool
+    answer: Answer | None, windows: Windows, failure: Failure | None, ask: bool, priority: bool, for_good: bool
 ) -> None:
-    offer = replace(OFFER, priority=priority)
+    offer = replace(OFFER, priority=priority, irreversible=for_good)
     decision = judge(offer=offer, answer=answer, windows=windows, failure=failure, rules=Rules(ask=ask))
     assert decision.reasons
     assert decision.until is None or decision.until > NOW
-    if decision.verdict is Verdict.INSTALL and ask and not priority:
+    if decision.verdict is Verdict.INSTALL and (for_good or (ask and not priority)):
         assert answer is not None
         assert answer.holds(NOW)
         assert answer.choice is not Choice.NOT_THIS_ONE
-    if priority:
+    if priority and not for_good:
         assert decision.verdict in (Verdict.INSTALL, Verdict.WAIT)
     assert all(line.isprintable() for line in explain(decision))
 
@@ -248,6 +293,23 @@ EXPLAINED = {
             "base 1.1.0 (priority) will be installed now",
             "  because: it is a priority update",
             "  overridden: priority update: the user has not answered yet",
+        ],
+    ),
+    "for good": (
+        {"offer": replace(FOR_GOOD, name="notes", kind="application", priority=True), "rules": Rules(ask=False)},
+        [
+            "notes 1.1.0 (priority, irreversible) waits for your answer",
+            "  not now: the user has not answered yet",
+            "  not now: it changes the database notes.db of notes for good: what was there before cannot be",
+            "  to do: answer with `otaflow consent now --name notes`, `at-next-restart` or `not-this-one`",
+        ],
+    ),
+    "for good, refused": (
+        {"offer": replace(FOR_GOOD, priority=True), "answer": said(Choice.NOT_THIS_ONE, days=None)},
+        [
+            "base 1.1.0 (priority, irreversible) is refused",
+            "  not now: ann said `not-this-one` on 2026-03-02 11:00 UTC; priority does not change that, as the update",
+            "  to do: `otaflow consent withdraw` takes",
         ],
     ),
 }

@@ -5,6 +5,7 @@ import logging
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -101,6 +102,13 @@ SAID = {
     "priority": (
         words.available(Offer("base", "1.1.0", "c1", priority=True), Verdict.INSTALL),
         "A priority update is available: base 1.1.0. It will be installed now.",
+    ),
+    "for good": (
+        words.available(
+            replace(OFFER, irreversible=True, irreversible_data="the folder uploads of notes"), Verdict.ASK
+        ),
+        "An update is available: base 1.1.0 (4.2 MB to download). Fixes the clock. It changes the folder uploads of "
+        "notes for good: what was there before cannot be brought back. It is installed when you say so.",
     ),
     "failed": (
         words.failed("base", "1.1.0", "cannot process the package:\n no space left"),

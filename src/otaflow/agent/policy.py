@@ -21,9 +21,12 @@ class Policy:
         """What is on offer as of the last poll, what a poll would do with it now, and why."""
         return answers.records(answers.decisions(self.device))
 
-    def consent(self, choice: str, version: str, by: str) -> None:
-        """The user's answer to the next offer, or to that of `version`. Raises OperationNotPermitted."""
-        offer = answers.find_open(self.device, version)
+    def consent(self, choice: str, version: str, by: str, *, name: str = "", content: str = "") -> None:
+        """The user's answer to the next offer, or to that of `name`, `version` and `content`.
+
+        Raises OperationNotPermitted.
+        """
+        offer = answers.find_open(self.device, version, name=name, content=content)
         if choice == "withdraw":
             answers.withdraw(self.device, offer)
             return

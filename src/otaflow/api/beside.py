@@ -69,7 +69,9 @@ BESIDE: Final = (
         m.ConsentIn,
         m.Empty,
         (e.OperationNotPermitted,),
-        lambda service, taken: service.policy.consent(taken.choice, taken.version, taken.by),
+        lambda service, taken: service.policy.consent(
+            taken.choice, taken.version, taken.by, name=taken.name, content=taken.content
+        ),
         long=True,
         folder="otaflow",
     ),

@@ -122,6 +122,12 @@ class ConsentIn(Taken):
     version: Annotated[str, Field(max_length=255)] = Field(
         default="", description="Which of the updates on offer; the next one otherwise."
     )
+    name: Annotated[str, Field(max_length=64)] = Field(
+        default="", description="Of what; needed where several are on offer in the same version."
+    )
+    content: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = Field(
+        default="", description="The offer's content as the user was shown it: refused where it is another by now."
+    )
     by: Annotated[str, Field(max_length=80)] = Field(default="somebody", description="Who says so.")
 
 
@@ -184,11 +190,17 @@ class Reason(Given):
 
 class Offer(Given):
     name: str
+    kind: Literal["system", "application"]
     version: str
     content: str = Field(description="The SHA-256 of the signed package: what an answer is bound to.")
     bytes: int
     priority: bool
+    irreversible: bool = Field(description="It changes data for good: only the user's own answer lets it go ahead.")
+    irreversible_data: str = Field(description="Which data, for a person.")
     description: str
+    choices: list[Literal["now", "at-next-restart", "in-window", "not-this-one"]] = Field(
+        description="What the user may answer on this device."
+    )
     verdict: Literal["install", "ask", "wait", "refuse"] = Field(description="What a poll would do now.")
     reasons: list[Reason]
 

@@ -16,21 +16,23 @@ def consent(
     /,
     *,
     version: Annotated[str, Parameter(help="Which of the updates on offer; the next one otherwise.")] = "",
+    name: Annotated[str, Parameter(help="Of what: the system's or an application's name.")] = "",
+    content: Annotated[str, Parameter(help="Only to the package of this SHA-256, which `--json` shows.")] = "",
     by: Annotated[str, Parameter(help="Who says so; the user of this terminal otherwise.", show_default=False)] = "",
     config: ConfigFile = None,
     json: Json = False,
 ) -> None:
     """Say when an update may be installed; without an answer, show what is on offer and why not now.
 
-    `now`, `at-next-restart`, `in-window` (the configuration's maintenance windows), `not-this-one`; `withdraw` takes
-    the answer back, which is possible until the activation begins. An answer is bound to the package's content.
+    `now`, `at-next-restart`, `in-window` (if the configuration has maintenance windows), `not-this-one`; `withdraw`
+    takes the answer back, which is possible until the activation begins. An answer is bound to the package's content.
     """
     from otaflow import answers
     from otaflow.policy.explain import explain
 
     device = load_device(config)
     if choice != "show":
-        offer = answers.find_open(device, version)
+        offer = answers.find_open(device, version, name=name, content=content)
         if choice == "withdraw":
             answers.withdraw(device, offer)
         else:

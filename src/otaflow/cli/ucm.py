@@ -183,11 +183,13 @@ def consent(
     /,
     *,
     version: Annotated[str, Parameter(help="Which of the updates on offer; the next one otherwise.")] = "",
+    name: Annotated[str, Parameter(help="Of what: the system's or an application's name.")] = "",
+    content: Annotated[str, Parameter(help="Only to this content, which get-offers showed; else refused.")] = "",
     by: Annotated[str, Parameter(help="Who says so.")] = "somebody",
     where: Where = HERE,
 ) -> None:
     """Say when an update may be installed."""
-    call(where, "consent", choice, version, by)
+    call(where, "consent", choice, version, by, name=name, content=content)
 
 
 @app.command

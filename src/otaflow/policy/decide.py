@@ -9,9 +9,11 @@
 4. A priority update waits for nothing in 2 and 3, nor does a refusal there hold it: priority stands in place of the
    user's answer and of the window, and what it overrode is said. Nothing here touches signature, space, version or
    dependency: those are checked where the update is fetched, processed and activated.
+5. An update that changes data for good (`irreversible`) needs the user's own answer: neither `policy.ask = false` nor a
+   window nor priority stands in its place, and priority does not hasten what the answer puts off.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
@@ -43,12 +45,16 @@ class Reason:
 
 @dataclass(frozen=True)
 class Decision:
-    """The verdict on an offer, with all reasons for it, and what was set aside for it, in words for the log."""
+    """The verdict on an offer, with all reasons for it, and what was set aside for it, in words for the log.
+
+    `choices` is what the user may answer on this device.
+    """
 
     offer: Offer
     verdict: Verdict
     reasons: tuple[Reason, ...]
     overrides: tuple[str, ...] = ()
+    choices: tuple[Choice, ...] = tuple(Choice)
 
     @property
     def until(self) -> datetime | None:
@@ -95,16 +101,19 @@ def decide(
         overrides.append(f"{answer.by} said `now` after the failure: {pause.text}")
     elif pause:
         against.append((Verdict.WAIT, pause))
-    verdict, reason = _by_consent(answer, windows, now, boots, rules)
-    if verdict is not Verdict.INSTALL and offer.priority:
+    verdict, reason = _by_consent(offer, answer, windows, now, boots, rules)
+    if verdict is not Verdict.INSTALL and offer.irreversible:
+        against += _why_for_good(offer, verdict, reason)
+    elif verdict is not Verdict.INSTALL and offer.priority:
         overrides.append(f"priority update: {reason.text}")
         reason = Reason("priority", "it is a priority update: it waits for no answer and no window")
     elif verdict is not Verdict.INSTALL:
         against.append((verdict, reason))
+    choices = tuple(choice for choice in Choice if windows or choice is not Choice.IN_WINDOW)
     if not against:
-        return Decision(offer, Verdict.INSTALL, (reason,), tuple(overrides))
+        return Decision(offer, Verdict.INSTALL, (reason,), tuple(overrides), choices)
     strongest = min((verdict for verdict, _ in against), key=_STRENGTH.index)
-    return Decision(offer, strongest, tuple(reason for _, reason in against), tuple(overrides))
+    return Decision(offer, strongest, tuple(reason for _, reason in against), tuple(overrides), choices)
 
 
 _STRENGTH = (Verdict.REFUSE, Verdict.WAIT, Verdict.ASK)
@@ -130,12 +139,30 @@ def _pause(failure: Failure | None, now: datetime, rules: Rules) -> Reason | Non
     return Reason("failed", f"it failed{times} on {in_words(failure.time)}; {_FAILED[failure.kind]}{why}", until)
 
 
+def _why_for_good(offer: Offer, verdict: Verdict, reason: Reason) -> list[tuple[Verdict, Reason]]:
+    """The reasons against an update that changes data for good: nothing but the user's answer removes them."""
+    if verdict is Verdict.ASK:
+        text = (
+            f"{_begin_low(offer.loss())} Only the user's own answer lets it go ahead; "
+            "no window, no priority and no `policy.ask = false` stands in its place"
+        )
+        return [(verdict, reason), (verdict, Reason("irreversible", text))]
+    if offer.priority:
+        text = f"{reason.text}; priority does not change that, as the update changes data for good"
+        reason = replace(reason, text=text)
+    return [(verdict, reason)]
+
+
+def _begin_low(sentence: str) -> str:
+    return sentence[:1].lower() + sentence[1:]
+
+
 def _by_consent(
-    answer: Answer | None, windows: Windows, now: datetime, boots: int, rules: Rules
+    offer: Offer, answer: Answer | None, windows: Windows, now: datetime, boots: int, rules: Rules
 ) -> tuple[Verdict, Reason]:
     """What the user's answer and the windows say, priority and failures aside."""
     if answer is None or not answer.holds(now):
-        return _unanswered(answer, windows, now, rules)
+        return _unanswered(offer, answer, windows, now, rules)
     said = f"{answer.by} said `{answer.choice}` on {in_words(answer.time)}"
     match answer.choice:
         case Choice.NOT_THIS_ONE:
@@ -151,8 +178,10 @@ def _by_consent(
     return _in_window(windows, now, f"{said}, and ")
 
 
-def _unanswered(answer: Answer | None, windows: Windows, now: datetime, rules: Rules) -> tuple[Verdict, Reason]:
-    if rules.ask:
+def _unanswered(
+    offer: Offer, answer: Answer | None, windows: Windows, now: datetime, rules: Rules
+) -> tuple[Verdict, Reason]:
+    if rules.ask or offer.irreversible:
         return Verdict.ASK, _why_asked(answer)
     if windows:
         return _in_window(windows, now, "")

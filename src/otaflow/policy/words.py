@@ -17,7 +17,8 @@ def available(offer: Offer, verdict: Verdict) -> str:
     urgent = "A priority update" if offer.priority else "An update"
     size = f" ({in_bytes(offer.bytes)} to download)" if offer.bytes else ""
     about = f" {_sentence(offer.description)}" if offer.description.strip() else ""
-    return f"{urgent} is available: {offer.title()}{size}.{about} {_FOLLOWS[verdict]}"
+    loss = f" {offer.loss()}" if offer.irreversible else ""
+    return f"{urgent} is available: {offer.title()}{size}.{about}{loss} {_FOLLOWS[verdict]}"
 
 
 def installing(name: str, version: str) -> str:
