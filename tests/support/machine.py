@@ -134,7 +134,8 @@ class Machine:
     def boot(self, *, wait: bool = True, timeout: float = 60) -> None:
         """Start it; return when it has booted, or with `wait=False` as soon as commands can be run."""
         assert self._nspawn is None, "it is on already"
-        folders = [_make_cgroup(top / self.name) for top in _cgroups()]
+        _remove_litter()
+        folders = [_make_folder(top / self.name) for top in _cgroups()]
         join = "".join(f"echo $$ >{folder}/cgroup.procs; " for folder in folders)
         binds = [f"--bind-ro={folder}" for folder in ("/usr", *python_folders())]
         binds += [f"--bind={outside}:{inside}" for outside, inside in self.shares.items()]
@@ -149,7 +150,8 @@ class Machine:
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=console,
-                env=clean_environment(),
+                # with the older hierarchy systemd is not told when a service's last process ends
+                env=clean_environment({"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}),
             )
         deadline = time.monotonic() + timeout
         while not self._is_up():
@@ -236,11 +238,8 @@ class Machine:
         self._nspawn.kill()
         self._nspawn.wait()
         self._nspawn = self._init = None
-        for top in _cgroups():
-            _remove_cgroup(top / self.name)
-        # nspawn's own litter
-        with suppress(OSError):
-            Path("/run/systemd/nspawn/propagate", self.name).rmdir()
+        for folder in _places(self.name):
+            _remove_folders(folder)
 
 
 def _cgroups() -> list[Path]:
@@ -249,13 +248,26 @@ def _cgroups() -> list[Path]:
     return [Path(f[1]) for f in lines if f[2] == "cgroup2" or (f[2] == "cgroup" and "name=systemd" in f[3].split(","))]
 
 
-def _make_cgroup(folder: Path) -> Path:
+def _places(name: str) -> list[Path]:
+    """What is left of the machines of this name, or pattern, when they are off."""
+    tops = [*_cgroups(), Path("/run/systemd/nspawn/propagate")]
+    return [path for top in tops for path in top.glob(name)]
+
+
+def _remove_litter() -> None:
+    """Remove what machines left whose test was killed."""
+    for folder in _places("otaflow-*-*"):
+        if not Path("/proc", folder.name.split("-")[1]).exists():
+            _remove_folders(folder)
+
+
+def _make_folder(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     return folder
 
 
-def _remove_cgroup(folder: Path) -> None:
-    """Remove it with all below it; its last processes may need a moment to be gone."""
+def _remove_folders(folder: Path) -> None:
+    """Remove empty folders, or a cgroup with all below it; its last processes may need a moment to be gone."""
     for _ in range(500):
         with suppress(OSError):
             for path, _folders, _files in os.walk(folder, topdown=False):
