@@ -158,7 +158,7 @@ class _View:
             return ""
         if self._has(program, None if same else f"{proc}/exe"):
             return f"its program is {_bare(program)}"
-        if _identity(f"{proc}/root") == self._root and (script := self._script(proc, _bare(program))):
+        if _identity(f"{proc}/root") == self._root and (script := self._script(proc, _bare(program), same)):
             return f"its program is {script}"
         return self._use(proc, same)
 
@@ -167,10 +167,12 @@ class _View:
         path = _bare(path)
         for folder in self._folders:
             if path.startswith(f"{folder}/") or path == folder:
-                return seen_as is None or _device(seen_as) == self._devices[folder]
+                # a subvolume below the folder is a device of its own
+                there = _device(seen_as) if seen_as is not None else -1
+                return seen_as is None or (there is not None and there in (self._devices[folder], _device(path)))
         return False
 
-    def _script(self, proc: str, program: str) -> str:
+    def _script(self, proc: str, program: str, same: bool) -> str:
         """The file of the folders that the process runs although its executable lies elsewhere."""
         words = Path(f"{proc}/cmdline").read_bytes().decode(errors="surrogateescape").split("\0")[:-1]
         if not words:
@@ -178,7 +180,7 @@ class _View:
         folder = _bare(_link(f"{proc}/cwd"))
         called = _join(folder, words[0]) if "/" in words[0] else ""
         # the name may be a link; that it leads to the executable shows that it was not made up
-        if called and self._has(called, None) and os.path.realpath(called) == program:
+        if called and self._has(called, _through(proc, called, same)) and os.path.realpath(called) == program:
             return called
         for candidate in filter(None, _code(os.path.basename(program), words)):
             path = _join(folder, candidate)
@@ -186,7 +188,7 @@ class _View:
             if not candidate.startswith("/") and not os.path.lexists(path):
                 continue
             for place in (path, os.path.realpath(path)):
-                if self._has(place, None):
+                if self._has(place, _through(proc, place, same)):
                     return place
         return ""
 
@@ -197,7 +199,8 @@ class _View:
             if self._has(path, None if same else f"{proc}/fd/{fd}") and _is_written(proc, fd):
                 return f"it has {_bare(path)} open"
         for mode, path in _mappings(proc):
-            if ("x" in mode or ("w" in mode and "s" in mode)) and self._has(path, None) and same:
+            runs_or_changes = "x" in mode or ("w" in mode and "s" in mode)
+            if runs_or_changes and self._has(path, _through(proc, _bare(path), same)):
                 return f"it has {_bare(path)} open"
         return ""
 
@@ -261,6 +264,11 @@ def _mappings(proc: str) -> Iterator[tuple[str, str]]:
 
 def _join(folder: str, path: str) -> str:
     return os.path.normpath(os.path.join(folder or "/", path))
+
+
+def _through(proc: str, path: str, same: bool) -> str | None:
+    """Where the process finds `path`, for a look at it; None when it sees what we see."""
+    return None if same else f"{proc}/root{path}"
 
 
 def _bare(path: str) -> str:
