@@ -487,6 +487,18 @@ def test_a_start_while_the_system_boots_waits_for_nothing_that_waits_for_it(
     services.unlink(application.folder)
 
 
+# --- the contract of all adapters -------------------------------------------------------------------------------------
+
+
+def test_the_contract_of_services(machine: Machine) -> None:
+    contract = PROJECT / "tests" / "support" / "contract_on_systemd.py"
+    options = ["-q", "--durations=5", "-p", "no:cacheprovider", "--noconftest", "--tb=short", f"--rootdir={PROJECT}"]
+    status, output = machine.run([sys.executable, "-B", "-m", "pytest", *options, contract], timeout=300)
+    print(output)
+    assert status == 0
+    assert " passed" in output
+
+
 # --- the machine itself -----------------------------------------------------------------------------------------------
 
 
