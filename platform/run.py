@@ -38,6 +38,8 @@ DEBIAN_PACKAGES = {
     "unshare": "util-linux",
     "setpriv": "util-linux",
     "systemctl": "systemd",
+    "journalctl": "systemd",
+    "systemd-nspawn": "systemd-container",
     "nginx": "nginx",
     "openssl": "openssl",
     "pg_dump": "postgresql-client",
