@@ -66,8 +66,10 @@ class DataFolder:
         if wrong := [key for key in found if wanted.get(key) != found[key]]:
             key = wrong[0]
             why = f"it has {found[key]} {key} and should have {wanted.get(key)}"
+            if key == "sha256":
+                why = "its content is another one"
             raise DatabaseFailed(
-                f"cannot use the dump {dump} of {self.path}: {why if key != 'sha256' else 'its content is not the same'}",
+                f"cannot use the dump {dump} of {self.path}: {why}",
                 hint="does a program still write into the folder?",
             )
 

@@ -17,6 +17,26 @@ URL = "OTAFLOW_DATABASE_URL"
 REVISION = re.compile(r"[\w@:.+][\w@:.+-]*")
 INI = "alembic.ini"
 KEPT_LINES = 20
+PLAIN = """
+[alembic]
+path_separator = os
+[loggers]
+keys = root
+[handlers]
+keys = console
+[formatters]
+keys = plain
+[logger_root]
+level = INFO
+handlers = console
+[handler_console]
+class = StreamHandler
+args = (sys.stderr,)
+formatter = plain
+[formatter_plain]
+format = %(message)s
+"""
+"""Alembic's own env.py reads the settings of Python's logging from here."""
 
 Hear = Callable[[str], None] | None
 Ask = Callable[[], bool] | None
@@ -35,7 +55,7 @@ def run_alembic(
     writable: Sequence[Path] = (),
     protected: Sequence[Path] = (),
 ) -> None:
-    """`alembic upgrade revision` with the revisions in `folder`, which holds `env.py` and `versions/`, or `alembic.ini`.
+    """`alembic upgrade revision` with what is in `folder`: `env.py` and `versions/`, or an `alembic.ini` beside them.
 
     The URL is in the environment (OTAFLOW_DATABASE_URL) and in the configuration (`sqlalchemy.url`).
     """
@@ -78,7 +98,7 @@ def run_migration_program(
     The password of the URL in OTAFLOW_DATABASE_URL is in no line that `output` hears.
     """
     name = name or Path(argv[0]).name
-    words = _Words(output, unquote(urlsplit(env.get(URL, "")).password or ""))
+    words = _Words(output, urlsplit(env.get(URL, "")).password or "")
     try:
         status = run_program(
             argv,
@@ -103,23 +123,24 @@ def run_migration_program(
 
 def _configure(folder: Path, url: str) -> configparser.RawConfigParser:
     """The package's own alembic.ini, as it would be read in its folder, with our URL; or one with what is needed."""
-    parser = configparser.RawConfigParser()
+    parser, here = configparser.RawConfigParser(), Path(_escape(str(folder)))
     own = folder / INI
     if own.is_file():
         try:
-            parser.read_string(own.read_text(encoding="utf-8").replace("%(here)s", _escape(str(folder))))
+            parser.read_string(own.read_text(encoding="utf-8").replace("%(here)s", str(here)))
         except (OSError, UnicodeDecodeError, configparser.Error) as error:
             raise MigrationFailed(f"cannot read {own.name} of the migration: {error}") from error
-    elif not (folder / "env.py").is_file():
+    elif (folder / "env.py").is_file():
+        parser.read_string(PLAIN)
+    else:
         raise MigrationFailed(f"cannot migrate: {folder.name} has neither env.py nor {INI}")
     if not parser.has_section("alembic"):
         parser.add_section("alembic")
-    given = parser.get("alembic", "script_location", fallback=".")
-    if ":" not in given:  # else it is inside a Python package
-        parser.set("alembic", "script_location", _escape(str(folder)) if given == "." else str(folder / given))
-    paths = parser.get("alembic", "prepend_sys_path", fallback=".")
-    parser.set("alembic", "prepend_sys_path", str(folder / paths) if paths == "." else paths)
-    parser.set("alembic", "path_separator", "os")
+    scripts = parser.get("alembic", "script_location", fallback=".")
+    if ":" not in scripts:  # else they are inside a Python package
+        parser.set("alembic", "script_location", str(here / scripts))
+    if parser.get("alembic", "prepend_sys_path", fallback=".") == ".":
+        parser.set("alembic", "prepend_sys_path", str(here))
     parser.set("alembic", "sqlalchemy.url", _escape(url))
     return parser
 
@@ -143,12 +164,12 @@ class _Words:
             self._output(line)
 
     def hide(self, text: str) -> str:
-        return text.replace(self._password, "***") if self._password else text
+        for secret in filter(None, (self._password, unquote(self._password))):
+            text = text.replace(secret, "***")
+        return text
 
     def last(self) -> str:
-        """The last line that says something: SQLAlchemy ends with where to read on."""
-        said = [line.strip() for line in self._kept if line.strip()]
-        if any(line.startswith("Traceback") for line in said) or not said:
-            errors = [line for line in said if re.match(r"[\w.]+(Error|Exception|Warning|Exit)?: ", line)]
-            return (errors or said or ["it said nothing"])[-1]
-        return next((line for line in reversed(said) if not line.startswith("(Background on")), said[-1])
+        """The last line that says something: SQLAlchemy goes on after the error, with the statement and a link."""
+        said = [line.strip() for line in self._kept if line.strip()] or ["it said nothing"]
+        errors = [line for line in said if re.match(r"[\w.]+(Error|Exception): ", line)]
+        return errors[-1] if errors and said[-1].startswith(("(Background on", "[SQL:")) else said[-1]

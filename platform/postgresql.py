@@ -54,8 +54,9 @@ class PostgresDatabase:
         if not self.name or (unknown := options.keys() - OPTIONS.keys()):
             why = f"it has {', '.join(sorted(unknown))}" if self.name else "it names no database"
             raise DatabaseFailed(f"cannot use the URL of the database {self.name}: {why}".replace("  ", " "))
-        given = {"host": parts.hostname, "port": parts.port and str(parts.port), "user": parts.username, **options}
-        self._options = {OPTIONS[key]: unquote(value) for key, value in given.items() if value}
+        host, user = unquote(parts.hostname or ""), unquote(parts.username or "")
+        given = {"host": host, "port": str(parts.port or ""), "user": user, **options}
+        self._options = {OPTIONS[key]: value for key, value in given.items() if value}
         self._new, self._aside = _derive_name(self.name, "new"), _derive_name(self.name, "old")
 
     @property
@@ -63,7 +64,9 @@ class PostgresDatabase:
         parts, password = self._parts, self._read_password()
         user, _, place = parts.netloc.rpartition("@")
         user = user.partition(":")[0] + (f":{quote(password, safe='')}" if password else "")
-        return parts._replace(netloc=f"{user}@{place}" if user else place).geturl()
+        query = f"?{parts.query}" if parts.query else ""
+        # SQLAlchemy takes the database's name as it is
+        return f"postgresql://{user}@{place}/{self.name}{query}" if user else f"postgresql://{place}/{self.name}{query}"
 
     def exists(self) -> bool:
         with self._explain("find"):
@@ -213,11 +216,12 @@ class PostgresDatabase:
             time.sleep(0.05)
 
     def _remove_left_over(self) -> None:
-        for name in (self._new, self._aside):
-            self._drop(name)
+        self._drop(self._new, self._aside)
 
-    def _drop(self, name: str) -> None:
-        if self._ask(f"SELECT 1 FROM pg_database WHERE datname = {_literal(name)}"):
+    def _drop(self, *names: str) -> None:
+        """Drop those that are there."""
+        listed = ", ".join(map(_literal, names))
+        for name in self._ask(f"SELECT datname FROM pg_database WHERE datname IN ({listed})").splitlines():
             self._ask(f"DROP DATABASE IF EXISTS {_identifier(name)} WITH (FORCE)")
 
     def _ask(self, *statements: str) -> str:

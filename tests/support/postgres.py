@@ -1,0 +1,131 @@
+"""A PostgreSQL server of a test's own: a user without rights, a socket in its folder, no TCP."""
+
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+SECONDS = 120.0
+ADMIN = "admin"
+PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+
+
+def find_programs() -> Path | None:
+    """The folder of PostgreSQL's programs."""
+    if found := shutil.which("initdb"):
+        return Path(found).resolve().parent
+    return PROGRAMS[-1] if PROGRAMS else None
+
+
+class Cluster:
+    """A server that runs. Applications' users may log in with the password that `make_user` gave them."""
+
+    def __init__(self, folder: Path, programs: Path, password: str) -> None:
+        self.folder, self.programs, self._password = folder, programs, password
+
+    def sql(self, text: str, database: str = "postgres", *, user: str = ADMIN, password: str = "") -> str:
+        """Rows, one a line, columns apart by `|`; an error fails the test."""
+        done = self.call(
+            "psql", "-X", "-q", "-At", "-v", "ON_ERROR_STOP=1", "-U", user, "-c", text, database, password=password
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def call(self, program: str, *arguments: str, password: str = "") -> "subprocess.CompletedProcess[str]":
+        environment = {**os.environ, "PGHOST": str(self.folder), "PGPASSWORD": password or self._password}
+        return subprocess.run(
+            [self.programs / program, *arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+
+    def make_user(self, name: str) -> str:
+        """A user that may make databases, and is nothing more; its password, with characters that need care."""
+        password = f"pw%/'@: {secrets.token_hex(4)}"
+        escaped = password.replace("'", "''")
+        self.sql(f"""CREATE ROLE "{name}" LOGIN CREATEDB PASSWORD '{escaped}'""")
+        return password
+
+    def url(self, user: str, database: str) -> str:
+        """Without a password."""
+        return (
+            f"postgresql://{quote(user, safe='')}@/{quote(database, safe='')}?host={quote(str(self.folder), safe='')}"
+        )
+
+
+@contextmanager
+def run_cluster() -> Iterator[Cluster]:
+    """A new server for the block; with root it is nobody's.
+
+    Its files are not below pytest's folder, which only its owner may enter, and a socket's name has to be short.
+    """
+    programs = find_programs()
+    assert programs is not None
+    us = ("--reuid=nobody", "--regid=nogroup", "--clear-groups") if os.geteuid() == 0 else ()
+    folder = Path(tempfile.mkdtemp(prefix="otaflow-pg-"))
+    environment = {"PATH": f"{programs}:{os.environ['PATH']}", "LANG": "C.UTF-8", "HOME": str(folder)}
+    cluster = Cluster(folder, programs, secrets.token_hex(8))
+    server: subprocess.Popen[bytes] | None = None
+    try:
+        (folder / "password").write_text(cluster._password)
+        if us:
+            for path in (folder, folder / "password"):
+                shutil.chown(path, "nobody", "nogroup")
+        create = ["initdb", "-D", "cluster", "-U", ADMIN, "-A", "scram-sha-256", "--pwfile=password", "--no-sync"]
+        subprocess.run(
+            ["setpriv", *us, "--", *create],
+            cwd=folder,
+            env=environment,
+            check=True,
+            capture_output=True,
+            timeout=SECONDS,
+        )
+        settings = {
+            "listen_addresses": "",
+            "unix_socket_directories": folder,
+            "fsync": "off",
+            "logging_collector": "off",
+        }
+        options = [word for key, value in settings.items() for word in ("-c", f"{key}={value}")]
+        command = [
+            "setpriv",
+            *us,
+            "--pdeathsig",
+            "KILL",
+            "--",
+            programs / "postgres",
+            "-D",
+            folder / "cluster",
+            *options,
+        ]
+        with (folder / "log").open("wb") as log:
+            server = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        end = time.monotonic() + SECONDS
+        while cluster.call("pg_isready", "-q").returncode:
+            assert server.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < end, (folder / "log").read_text()
+            time.sleep(0.05)
+        yield cluster
+    finally:
+        if server is not None:
+            server.send_signal(2)
+            server.wait(SECONDS)
+        shutil.rmtree(folder, ignore_errors=True)
