@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
-from machine import PROJECT, Machine
+from machine import PROJECT, Machine, make_root
 from machine_services import ServicesInside
 
 from otaflow.errors import ServiceFailed
@@ -554,3 +554,24 @@ def test_a_machine_that_is_killed_has_what_was_written(new_machine: Callable[...
     assert machine.wait_off() == 0
     assert not [path for path in Path("/sys/fs/cgroup").rglob(machine.name) if path.is_dir()]
     assert os.listdir(machine.root / "usr") == []
+
+
+@pytest.mark.btrfs
+def test_a_machine_boots_the_slot_that_it_is_given(
+    new_machine: Callable[..., Machine], btrfs_tmp: Path, tmp_path: Path
+) -> None:
+    """Slots are btrfs subvolumes; the one that runs makes the other one, and asks for the restart."""
+    first, second = btrfs_tmp / "a", btrfs_tmp / "b"
+    subprocess.run(["btrfs", "-q", "subvolume", "create", first], check=True)
+    machine = Machine(make_root(first), shares={btrfs_tmp: "/slots"})
+    try:
+        machine.boot()
+        machine.check(["btrfs", "subvolume", "snapshot", "/slots/a", "/slots/b"])
+        machine.check(["sh", "-c", "echo second >/slots/b/etc/hostname"])
+        machine.root = second
+        machine.reboot()
+        assert machine.check(["cat", "/proc/sys/kernel/hostname"]) == "second\n"
+        machine.check(["btrfs", "subvolume", "delete", "/slots/a"])
+        assert not first.exists()
+    finally:
+        machine.stop()

@@ -110,9 +110,10 @@ def python_folders() -> list[Path]:
 
 
 class Machine:
-    """One machine. `root` is what it boots from next; it may be changed while the machine is off.
+    """One machine. `root` is what it boots from next: a test that plays boot loader changes it before a `reboot`.
 
-    `shares` are host's folders, writable, and where they are inside. A failed boot or command fails the test.
+    `shares` are folders outside, writable, and where they are inside; a file system in one is mounted before the boot.
+    `options` are more of systemd-nspawn's. What is said on the console goes to the file `console`.
     """
 
     def __init__(
@@ -138,7 +139,10 @@ class Machine:
         folders = [_make_folder(top / self.name) for top in _cgroups()]
         join = "".join(f"echo $$ >{folder}/cgroup.procs; " for folder in folders)
         binds = [f"--bind-ro={folder}" for folder in ("/usr", *python_folders())]
-        binds += [f"--bind={outside}:{inside}" for outside, inside in self.shares.items()]
+        for outside, inside in self.shares.items():
+            # a share in which the root is, too, is shown without what is mounted there
+            flag = ":norbind" if self.root.is_relative_to(outside) else ""
+            binds.append(f"--bind={outside}:{inside}{flag}")
         nspawn = ["systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", "--console=pipe"]
         nspawn += ["--kill-signal=SIGRTMIN+3", "--link-journal=no", "--resolv-conf=off", "--timezone=off"]
         nspawn += [f"--machine={self.name}", f"--directory={self.root}", *binds, *self.options]
