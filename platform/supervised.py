@@ -142,13 +142,14 @@ class SupervisedServices:
         if self._target(name) is None and process is None and not known:
             return ServiceState(active=False, words="not there")
         status = str(known.get("status", "stopped"))
-        why = f" ({known['why']})" if known.get("why") else ""
         starts = f"{known['run']}.{known['starts']}" if known else ""
+        if status in _FINAL:  # its supervisor is gone, or about to go
+            why = f" ({known['why']})" if known.get("why") else ""
+            pids = () if process is not None else tuple(one.pid for one in self._leftovers(name, known))
+            return ServiceState(False, status == "failed", pids, starts, f"{_FINAL[status]}{why}")
         if process is None:
             pids = tuple(one.pid for one in self._leftovers(name, known))
-            if status not in ("stopped", "failed"):
-                return ServiceState(False, True, pids, starts, "failed (its supervisor was killed)")
-            return ServiceState(False, status == "failed", pids, starts, f"{_FINAL.get(status, status)}{why}")
+            return ServiceState(False, True, pids, starts, "failed (its supervisor was killed)")
         main = _process(known.get("main"))
         active = status in UP and main is not None and _lives(main)
         pids = tuple(sorted(one.pid for one in read_family(process.pid)))
@@ -304,17 +305,14 @@ class SupervisedServices:
         return known
 
     def _search(self, name: str) -> Process | None:
-        """The supervisor of the service, by its command line: that of no other program ends like this."""
-        words = [supervisor.__file__.encode(), os.fsencode(self._run), name.encode(), b""]
+        """The supervisor of the service, by its title, which its starter does not have yet, and its command line."""
+        words = [os.fsencode(self._run), name.encode(), b""]
         found = []
         for process in read_processes():
+            proc = Path(f"/proc/{process.pid}")
             with suppress(OSError):
-                proc = Path(f"/proc/{process.pid}")
-                # its starter, which has other things to do with a signal, does not have its title
-                if (
-                    proc.joinpath("cmdline").read_bytes().split(b"\0")[-4:] == words
-                    and proc.joinpath("comm").read_text().strip() == supervisor.TITLE
-                ):
+                titled = proc.joinpath("comm").read_text(errors="replace").strip() == supervisor.TITLE
+                if titled and proc.joinpath("cmdline").read_bytes().split(b"\0")[-3:] == words:
                     found.append(process)
         # between fork and exec its child looks like it
         pids = {process.pid for process in found}

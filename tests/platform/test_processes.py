@@ -1,6 +1,5 @@
 """Whose process it is, as a table over real processes; and how an application's are ended, and nobody else's."""
 
-import ctypes.util
 import os
 import shutil
 import signal
@@ -42,8 +41,7 @@ class Place:
         (folder / "app/venv/bin/python").symlink_to(PYTHON)
         (folder / "app/log").write_text("a line\n" * 2000)
         (folder / "app/data.json").write_text("{}")
-        library = next(Path(PYTHON).parents[1].rglob("_ctypes_test*.so"), None)
-        shutil.copy2(library or str(ctypes.util.find_library("c")), folder / "app/library.so")
+        shutil.copy2(_library(), folder / "app/library.so")
         os.mkfifo(folder / "fifo")
 
     def start(self, *words: str, cwd: str = "out") -> int:
@@ -84,6 +82,12 @@ def wait_for(what: Callable[[], object], say: Callable[[], str] = str) -> None:
     while not what():
         assert time.monotonic() < deadline, f"it did not happen: {say()}"
         time.sleep(0.02)
+
+
+def _library() -> str:
+    """A library that every Python has loaded."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return next(line.split(None, 5)[5] for line in lines if "/libm.so" in line or "/libm-" in line)
 
 
 def _words(pid: int) -> list[str]:
