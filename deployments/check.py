@@ -57,12 +57,15 @@ class ConsentWithoutWindow(Consent):
 
 # Nothing is stored; but not told where, Prefect asks its server each time.
 @flow(name="check", persist_result=False, result_storage=PREFECT_LOCAL_STORAGE_PATH.value())
-async def check(config: str | None = None, source: str | None = None, jitter_minutes: float = 0) -> Any:
+async def check(
+    config: str | None = None, source: str | None = None, jitter_minutes: float = 0, application: str = ""
+) -> Any:
     """Look for updates, tell the user, and install what may be installed.
 
     An update that needs the user's answer suspends the run: Resume shows a form. The run ends as "Up to date",
     "Installed", "Not now" (it says why), or failed. `config` is the device's configuration file, `source` one of its
-    sources. A run that a schedule asked for begins up to `jitter_minutes` later.
+    sources. A run that a schedule asked for begins up to `jitter_minutes` later. With `application`, only its updates
+    are installed, whatever else is found.
     """
     device = work.load_device(Path(config) if config else None, source)
     context = FlowRunContext.get()
@@ -73,23 +76,23 @@ async def check(config: str | None = None, source: str | None = None, jitter_min
         turns.close_cut_off(context.flow_run)
     try:
         with SyncClientContext.get_or_create():  # one for all boxes: each would read all CAs for a client of its own
-            polled = await _poll(device, run)
+            polled = await _poll(device, run, application)
     except OtaflowError as error:
         return _ended_badly(error)
     return Completed(name=polled.name, message=_say(polled))
 
 
-def poll_alone(device: Device) -> Any:
+def poll_alone(device: Device, application: str = "") -> Any:
     """The same without Prefect, for a device whose API is away: how it ended, as the run's state would be."""
     try:
         with using(device):
-            polled = poll(device.config.update.use, partial(installing.install, device))
+            polled = poll(device.config.update.use, partial(installing.install, device), application=application)
     except OtaflowError as error:
         return _ended_badly(error)
     return Completed(name=polled.name, message=_say(polled))
 
 
-async def _poll(device: Device, run: str) -> Polled:
+async def _poll(device: Device, run: str, application: str) -> Polled:
     """Poll, and again with each answer that the user gives."""
     with using(device):
         asked = answers.asked_by(device, run)  # this run was resumed: the answer comes first
@@ -97,16 +100,23 @@ async def _poll(device: Device, run: str) -> Polled:
             for offer in asked:
                 await _ask_user(device, offer)
             before = runs.describe(device)
-            polled = _look(device, run)
-            if polled.installed:
-                with _bookkeeping():
+            try:
+                polled = _look(device, run, application)
+            except OtaflowError:
+                if runs.describe(device) != before:  # something else was installed
+                    with _bookkeeping():
+                        runs.report(device, before)
+                raise
+            with _bookkeeping():
+                if polled.installed:
                     runs.report(device, before)
-            if not (polled.waits and polled.waits.verdict is Verdict.ASK and run and _waits_here(device, polled, run)):
+                for decision in polled.left if run else ():
+                    if decision.until:
+                        runs.poll_again(run, decision.offer.content, decision.until)
+            asked = _find_question(device, polled, run)
+            if not asked:
                 break
-            asked = [polled.waits.offer]
         with _bookkeeping():
-            if polled.waits and polled.waits.until and run:
-                runs.poll_again(run, polled.waits.offer.content, polled.waits.until)
             waiting.end_waiting(device)
     return polled
 
@@ -122,10 +132,10 @@ def _bookkeeping() -> Iterator[None]:
         log.warning("cannot tell Prefect: %s", error)
 
 
-def _look(device: Device, run: str) -> Polled:
+def _look(device: Device, run: str, application: str) -> Polled:
     """The chart, and the event that it is over."""
     try:
-        polled = poll(device.config.update.use, partial(installing.install, device), run)
+        polled = poll(device.config.update.use, partial(installing.install, device), run, application)
     except OtaflowError as error:
         tell_of_poll(_name_of(error))
         raise
@@ -160,13 +170,20 @@ async def _ask_user(device: Device, offer: Offer) -> None:
     answers.take_form(device, key)
 
 
-def _waits_here(device: Device, polled: Polled, run: str) -> bool:
+def _find_question(device: Device, polled: Polled, run: str) -> list[Offer]:
+    """The one offer that this run asks about now: the first that needs an answer, and that no other run asks about."""
+    for decision in polled.left if run else ():
+        if decision.verdict is Verdict.ASK and _waits_here(device, decision.offer, run):
+            return [decision.offer]
+    return []
+
+
+def _waits_here(device: Device, offer: Offer, run: str) -> bool:
     """Whether it is this run that waits for the answer: no other one does, or that one is gone."""
-    assert polled.waits is not None
-    there = answers.waiting_run(device, polled.waits.offer)
+    there = answers.waiting_run(device, offer)
     if there and there != run and waiting.is_waiting(UUID(there)):
         return False
-    answers.wait_in(device, polled.waits.offer, run)
+    answers.wait_in(device, offer, run)
     return True
 
 
@@ -187,7 +204,6 @@ def _describe(offer: Offer, *, windows: bool) -> str:
 
 def _say(polled: Polled) -> str:
     parts = [f"installed {', '.join(polled.installed)}"] if polled.installed else []
-    if polled.waits:
-        reasons = "; ".join(reason.text for reason in polled.waits.reasons)
-        parts.append(f"{polled.waits.offer.title()}: {reasons}")
+    for decision in polled.left:
+        parts.append(f"{decision.offer.title()}: {'; '.join(reason.text for reason in decision.reasons)}")
     return "; ".join(parts) or polled.name

@@ -8,6 +8,7 @@ from prefect.schedules import Cron, Interval
 
 from otaflow.agent.runner import Deployed
 from otaflow.config import Config
+from otaflow.deployments.application import application
 from otaflow.deployments.check import check
 from otaflow.deployments.clean_up import clean_up
 from otaflow.deployments.diagnostics import send_diagnostics
@@ -37,6 +38,7 @@ def deployed(config: Config, file: Path | None) -> list[Deployed]:
         ),
         Deployed(update, name, parameters, tags=tags),
         Deployed(install, name, parameters, tags=tags),
+        Deployed(application, name, parameters, tags=tags),
         Deployed(rollback, name, parameters, tags=tags),
         Deployed(clean_up, name, parameters, Cron("30 3 * * *"), tags=tags),
         Deployed(send_diagnostics, name, parameters, tags=tags),

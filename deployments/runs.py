@@ -16,13 +16,14 @@ from otaflow.platform.labels import read_label
 
 log = logging.getLogger("otaflow.runs")
 
-Slots = dict[str, dict[str, Any]]
+Parts = dict[str, dict[str, Any]]
+NOTHING = {"name": "", "version": "", "runs": False, "starts next": False}
 
 
-def describe(device: Device) -> Slots:
-    """Each slot: what is in it, whether it runs, whether it starts next."""
+def describe(device: Device) -> Parts:
+    """Each slot: what is in it, whether it runs, whether it starts next; then each application."""
     running, target = device.boot.running(), device.boot.target()
-    found: Slots = {}
+    found: Parts = {}
     for name in device.slots.names:
         try:
             label = read_label(device.slots.path(name))
@@ -30,12 +31,15 @@ def describe(device: Device) -> Slots:
         except OtaflowError:
             found[name] = {"name": "", "version": "nothing that can start"}
         found[name] |= {"runs": name == running, "starts next": name == target}
+    for name, version in device.applications.versions().items():
+        found[f"application {name}"] = NOTHING | {"name": name, "version": version}
     return found
 
 
-def report(device: Device, before: Slots, title: str = "Update") -> None:
-    """Leave a table of the slots before and after, and a report in words, on the present run."""
-    after = describe(device)
+def report(device: Device, before: Parts, title: str = "Update") -> None:
+    """Leave a table of slots and applications before and after, and a report in words, on the present run."""
+    now = describe(device)
+    before, after = ({name: part.get(name, NOTHING) for name in before | now} for part in (before, now))
     rows = [
         {
             "slot": name,
@@ -47,7 +51,8 @@ def report(device: Device, before: Slots, title: str = "Update") -> None:
     ]
     key = device.config.device.name.lower().replace("_", "-").replace(".", "-")
     create: Any = create_table_artifact
-    create(table=rows, key=f"slots-{key}", description=f"The slots of {device.config.device.name}", _sync=True)
+    what = "The slots and applications" if device.applications.names() else "The slots"
+    create(table=rows, key=f"slots-{key}", description=f"{what} of {device.config.device.name}", _sync=True)
     tell: Any = create_markdown_artifact
     tell(markdown=write_report(device, title), key=f"report-{key}", description=title, _sync=True)
 
@@ -59,6 +64,7 @@ def write_report(device: Device, title: str, last: int = 10) -> str:
         f"# {title}: {device.config.device.name}",
         "",
         f"**{system.name} {system.version}** runs in slot **{device.boot.running()}**.",
+        *(f"Application **{name} {version}**." for name, version in device.applications.versions().items()),
         "",
         "| when | what | version | how it ended | why |",
         "| --- | --- | --- | --- | --- |",

@@ -8,8 +8,10 @@ from typing import Any
 
 from otaflow import progress
 from otaflow.errors import AuthenticationFailed, RepositoryRefused
+from otaflow.package.versions import find_exact, newer
 from otaflow.platform.device import device
 from otaflow.platform.directories import copy_tree
+from otaflow.repo.chains import find_chain
 from otaflow.repo.choice import Target
 from otaflow.repo.client import LocalRepository, Repository, open_archive, open_repository
 from otaflow.tasks.policy import find_avoided
@@ -62,9 +64,28 @@ def update_package_repository(repository: AnyRepository) -> None:
 @step("find new packages")
 def find_new_packages(repository: AnyRepository) -> list[Target]:
     """The packages that this device does not have, in the order in which they are installed."""
-    system = device().running_system()
-    model = device().config.device.model
-    return repository.new_packages(system.version, model, system.name, find_avoided())
+    here = device()
+    system, model = here.running_system(), here.config.device.model
+    return repository.new_packages(
+        system.version, model, system.name, find_avoided(), applications=here.applications.versions()
+    )
+
+
+@step("find packages of application")
+def find_packages_of(repository: AnyRepository, name: str, to: str) -> list[Target]:
+    """The packages that bring the application `name` to the version `to` (empty: the highest), in order.
+
+    Raises IncompatibleDelta, which names what is missing, and OldVersion.
+    """
+    here = device()
+    return find_chain(
+        repository.targets(),
+        name=name,
+        installed=here.applications.versions().get(name),
+        to=to or None,
+        model=here.config.device.model,
+        avoid=find_avoided(),
+    )
 
 
 @step("download package", retries=2)
@@ -102,6 +123,23 @@ def authenticate_package(repository: AnyRepository, package: str) -> Target:
             hint="`otaflow check` fetches the newest signatures; a local repository package (.nsr) brings its own",
         )
     return target
+
+
+def find_missing_base(target: Target) -> str | None:
+    """The version that the application must be at before the update `target`, where it is at a lower one or not there.
+
+    None: nothing has to be installed before it, or that would not help.
+    """
+    if target.kind != "application" or not target.applies_to.versions:
+        return None
+    base = find_exact(target.applies_to.versions)
+    installed = device().applications.versions().get(target.name)
+    return base if base and (installed is None or newer(base, installed)) else None
+
+
+def named(target: Target) -> str:
+    """The version, and of an application its name before it: what was installed, for people and in lists."""
+    return target.version if target.kind == "system" else f"{target.name} {target.version}"
 
 
 class _Download:

@@ -168,9 +168,13 @@ class Client:
 
     # --- what changes the state -----------------------------------------------------------------------------------
 
-    def process_sw_package(self, id: str, *, unattended: bool = False) -> None:
-        """ProcessSwPackage: returns on Ready. `unattended`: the session does not wait for us if we go away."""
-        self.call("ProcessSwPackage", id=id, unattended=unattended or None)
+    def process_sw_package(self, id: str, *, unattended: bool = False, accept_irreversible: bool = False) -> None:
+        """ProcessSwPackage: returns on Ready. `unattended`: the session does not wait for us if we go away.
+
+        `accept_irreversible`: the user agrees to a migration of data that cannot be brought back.
+        """
+        given = {"unattended": unattended or None, "acceptIrreversible": accept_irreversible or None}
+        self.call("ProcessSwPackage", id=id, **given)
 
     def get_sw_process_progress(self, id: str) -> int:
         """GetSwProcessProgress: 0 to 100."""
@@ -205,6 +209,18 @@ class Client:
     def uninstall(self, id: str, *, unattended: bool = False) -> None:
         """Uninstall what the package installed that was sent, without TransferExit: returns on Ready."""
         self._post("/otaflow/Uninstall", id=id, unattended=unattended or None)
+
+    def remove(self, name: str, *, unattended: bool = False) -> None:
+        """Remove the application `name`, whose data stays: returns on Ready."""
+        self._post("/otaflow/Remove", name=name, unattended=unattended or None)
+
+    def request_update(self, name: str) -> Fields:
+        """RequestUpdate: `{"searching": bool, "offers": […]}`, at once."""
+        return self._post("/otaflow/RequestUpdate", name=name)
+
+    def defer(self, name: str) -> Fields:
+        """Defer the closing of the application `name`: `{"secondsLeft", "defersLeft"}`."""
+        return self._post("/otaflow/Defer", name=name)
 
     def clean_up(self) -> list[str]:
         """CleanUp: the ids of the backups whose full copy or snapshot went."""

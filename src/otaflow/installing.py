@@ -12,12 +12,13 @@ from otaflow.repo.choice import Target
 def install(device: Device, target: Target, package: str, allow: Callable[[], None]) -> None:
     """Install `package`; `allow` is called before the activation and may refuse it. Raises what failed.
 
+    What changes data for good is agreed to here: the policy has asked about it.
     Where an agent runs, it does the work. Otherwise this process does, in a thread of its own: the phases are runs
     beside the poll, not tasks of it.
     """
     if agent := through.find_agent(device):
         with agent:
-            through.install_package(agent, device, Path(package), allow)
+            through.install_package(agent, device, Path(package), allow, accepted=target.irreversible)
         return
     failed: list[BaseException] = []
 
@@ -38,7 +39,8 @@ def _install_here(device: Device, target: Target, package: str, allow: Callable[
     with work.working(device) as (ucm, _):
         if error := work.go_on(ucm):
             raise error
-        ucm.process(work.action_of(device, target, package), unattended=True)
+        action = work.action_of(device, target, package, accepted=target.irreversible)
+        ucm.process(action, unattended=True)
         try:
             allow()
         except BaseException:

@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from otaflow import errors, history, progress
 from otaflow.actions import Way
+from otaflow.asked import EVERYTHING, Asked, find_packages
 from otaflow.client import PAUSE, Client
 from otaflow.errors import (
     HealthCheckFailed,
@@ -52,29 +54,26 @@ def find_new(device: Device) -> list[Target]:
         return check(device.config.update.use)
 
 
-def install_new(client: Client, device: Device, file: Path | None = None) -> Iterator[str]:
-    """Install what is new, or the package `file`, one after the other; yields each version as it is in place.
+def install_new(client: Client, device: Device, asked: Asked = EVERYTHING) -> Iterator[str]:
+    """Install what is asked for, one package after the other; yields each version as it is in place.
 
     Raises HealthCheckFailed when a system was rolled back, and what the agent refuses with.
     """
-    from otaflow.flows.check import accept_file, check, fetch
+    from otaflow.tasks.repository import named
 
-    source = device.config.update.use
-    archive = str(file.absolute()) if file and file.suffix == ".nsr" else ""
+    def run(phase: Any, parameters: dict[str, Any], _name: str, _version: str = "") -> Any:
+        with _asking(device):
+            return phase(**parameters)
+
     _refuse_busy(client)
-    if file and not archive:
-        with _asking(device):
-            target, package = accept_file(source, str(file.absolute()))
-        install_package(client, device, Path(package))
-        yield target.version
-        return
-    with _asking(device):
-        targets = check(source, archive)
-    for target in targets:
-        with _asking(device):
-            package = fetch(source, target, archive)
-        install_package(client, device, Path(package))
-        yield target.version
+    for target, package in find_packages(device, asked, run):
+        install_package(client, device, Path(package), accepted=asked.accepts)
+        yield named(target)
+
+
+def remove(client: Client, device: Device, name: str) -> None:
+    """Remove the application `name`; its data stays. Raises NothingToRevert where there is none."""
+    _carry_out(client, device, name, lambda: client.remove(name, unattended=True))
 
 
 def uninstall(client: Client, device: Device, file: Path) -> None:
@@ -121,9 +120,17 @@ def _refuse_busy(client: Client) -> None:
         )
 
 
-def install_package(client: Client, device: Device, package: Path, allow: Callable[[], None] = lambda: None) -> None:
+def install_package(
+    client: Client,
+    device: Device,
+    package: Path,
+    allow: Callable[[], None] = lambda: None,
+    *,
+    accepted: bool = False,
+) -> None:
     """Transfer a package and have it installed; `allow` is called before the activation, and may refuse it.
 
+    `accepted`: the user agreed to a migration of data that cannot be brought back.
     Raises HealthCheckFailed when the system was rolled back, and what the agent refuses with.
     """
 
@@ -131,8 +138,12 @@ def install_package(client: Client, device: Device, package: Path, allow: Callab
         progress.tell("bytes", "transfer to the agent", done=sent, total=size)
 
     id = client.transfer(package, show)
+
+    def begin() -> None:
+        client.process_sw_package(id, unattended=True, accept_irreversible=accepted)
+
     with _removing(client, id):
-        _carry_out(client, device, id, lambda: client.process_sw_package(id, unattended=True), allow)
+        _carry_out(client, device, id, begin, allow)
     package.unlink(missing_ok=True)
 
 

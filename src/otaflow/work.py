@@ -7,12 +7,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from otaflow import config as configuration
 from otaflow import history, progress
 from otaflow.action import Action
-from otaflow.actions import Way, find_uninstallation, find_way_back
+from otaflow.actions import Way, find_installation, find_removal, find_uninstallation, find_way_back
+from otaflow.asked import EVERYTHING, Asked, find_packages
 from otaflow.embedded import use_embedded
 from otaflow.errors import (
     ConfigError,
@@ -88,14 +89,37 @@ def find_new(ucm: "Ucm") -> list["Target"]:
     return targets
 
 
-def install_new(ucm: "Ucm", file: Path | None = None, *, down: bool = False) -> Iterator[str]:
-    """Install what is new, one package after the other; yields each version as it is in place.
+def install_new(ucm: "Ucm", asked: Asked = EVERYTHING) -> Iterator[str]:
+    """Install what is asked for, one package after the other; yields each version as it is in place.
 
-    `file` is a package, or a local repository package (.nsr), in the server's stead; `down` uninstalls a package.
+    An application's version has its name before it.
     """
-    for action in _find_actions(ucm, file, down):
-        ucm.install(action)
-        yield action.version
+    from otaflow.tasks.repository import named
+
+    def run(phase: Any, parameters: dict[str, Any], name: str, version: str = "") -> Any:
+        with recorded(ucm.device, name, version):
+            return ucm.run(phase, parameters)
+
+    for target, package in find_packages(ucm.device, asked, run):
+        ucm.install(action_of(ucm.device, target, package, accepted=asked.accepts))
+        yield named(target)
+
+
+def uninstall(ucm: "Ucm", file: Path) -> str:
+    """Take back what the package `file` installed, which runs now; returns the version that runs then."""
+    from otaflow.flows.check import accept_file
+
+    source = ucm.device.config.update.use
+    with recorded(ucm.device, file.name):
+        target, package = ucm.run(accept_file, {"source": source, "package": str(file.absolute())})
+    action = find_uninstallation(ucm.device, target.name, target.version, package, source)
+    ucm.install(action)
+    return action.version
+
+
+def remove(ucm: "Ucm", name: str) -> None:
+    """Remove the application `name`; its data stays. Raises NothingToRevert where there is none."""
+    ucm.install(find_removal(ucm.device, name))
 
 
 def go_back(ucm: "Ucm", to: Way, backup: str | None = None) -> None:
@@ -178,40 +202,12 @@ class ProcessingLog:
             file.write(f"{now()} {event.kind:7} {event.name} {facts}".rstrip() + "\n")
 
 
-# --- inside -----------------------------------------------------------------------------------------------------------
+def action_of(device: Device, target: "Target", package: str, *, accepted: bool = False) -> Action:
+    """What the UCM is asked to do with the package file of `target`.
 
-
-def _find_actions(ucm: "Ucm", file: Path | None, down: bool) -> Iterator[Action]:
-    """What is to be installed, each fetched only when the one before it is in place."""
-    from otaflow.flows.check import accept_file, check, fetch
-
-    device = ucm.device
+    `accepted`: the user agreed to a migration of data that cannot be brought back.
+    """
     source = device.config.update.use
-    if file and file.suffix != ".nsr":
-        with recorded(device, file.name):
-            target, package = ucm.run(accept_file, {"source": source, "package": str(file.absolute())})
-        yield action_of(device, target, package, down=down)
-        return
-    archive = str(file.absolute()) if file else ""
-    with recorded(device, file.name if file else "check"):
-        targets = ucm.run(check, {"source": source, "archive": archive})
-    for target in targets:
-        with recorded(device, target.name, target.version):
-            package = ucm.run(fetch, {"source": source, "target": target, "archive": archive})
-        yield action_of(device, target, package, down=False)
-
-
-def action_of(device: Device, target: "Target", package: str, *, down: bool = False) -> Action:
-    """What the UCM is asked to do with the package file of `target`."""
-    source = device.config.update.use
-    if down:
-        return find_uninstallation(device, target.name, target.version, package, source)
-    return Action(
-        kind="up",
-        name=target.name,
-        version=target.version,
-        update_number=target.update_number,
-        package=package,
-        source=source,
-        facts={"from_version": device.running_system().version},
+    return find_installation(
+        device, target.kind, target.name, target.version, target.update_number, package, source, accepted=accepted
     )

@@ -177,8 +177,9 @@ class Stub:
         else:
             future.set_result(None)
 
-    def process(self, id: str, *, unattended: bool = False) -> Future[None]:
-        return self._fire("ProcessSwPackage", id, *(["unattended"] if unattended else []))
+    def process(self, id: str, *, unattended: bool = False, accept_irreversible: bool = False) -> Future[None]:
+        said = [word for word, here in (("unattended", unattended), ("accepted", accept_irreversible)) if here]
+        return self._fire("ProcessSwPackage", id, *said)
 
     def go_back(self, to: str, backup: str | None, *, unattended: bool = False) -> Future[None]:
         self._called("go_back", to, backup, unattended)
@@ -188,6 +189,25 @@ class Stub:
         self._called("uninstall", id, unattended)
         self._known(id)
         return self._fire("ProcessSwPackage", id)
+
+    def remove(self, name: str, *, unattended: bool = False) -> Future[None]:
+        self._called("remove", name, unattended)
+        self._installed(name, errors.NothingToRevert)
+        return self._fire("ProcessSwPackage")
+
+    def request_update(self, name: str) -> dict[str, Any]:
+        self._called("request_update", name)
+        self._installed(name, errors.OperationNotPermitted)
+        return {"searching": True, "offers": self.policy.offers()}
+
+    def defer(self, name: str) -> dict[str, Any]:
+        self._called("defer", name)
+        self._installed(name, errors.OperationNotPermitted)
+        return {"secondsLeft": 299.5, "defersLeft": 2}
+
+    def _installed(self, name: str, kind: type[errors.UcmError]) -> None:
+        if name != "notes":
+            raise kind(f"cannot use {name}: it is not installed")
 
     def clean_up(self) -> Future[dict[str, Any]]:
         self._called("clean_up")

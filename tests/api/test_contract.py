@@ -32,7 +32,7 @@ SERVICE = {
     "GetLog": "log",
 }
 """The stub's name of a method, where it is not the method's own."""
-BESIDE = {"ProcessSwPackage": ["unattended"]}
+BESIDE = {"ProcessSwPackage": ["unattended", "acceptIrreversible"]}
 """Fields that are ours, beside the contract; none of them is required."""
 VALUES: dict[str, Any] = {"id": "x", "size": 10, "level": 4}
 
@@ -104,7 +104,7 @@ def test_the_whole_table_was_read() -> None:
 def test_the_methods_are_those_of_the_contract(schema: Any) -> None:
     assert {method.name for method in (*METHODS, TRANSFER_DATA)} == set(TABLE)
     own = {method.path for method in OUR_OWN}
-    assert len(own) == 7
+    assert len(own) == 10
     assert set(schema["paths"]) == {f"/ucm/{name}" for name in [*TABLE, "CurrentStatus"]} | own
     assert "/ucm/CurrentStatus/events" in schema["paths"]["/ucm/CurrentStatus"]["get"]["description"]
 

@@ -14,14 +14,16 @@ from typing import Any
 
 from otaflow import errors, progress
 from otaflow.action import Action
-from otaflow.actions import Way, find_way_back
+from otaflow.actions import Way, find_removal, find_way_back
 from otaflow.agent.house import House
-from otaflow.agent.packages import accept, accept_removal, find_action, find_removal
+from otaflow.agent.packages import accept, accept_removal, find_action, find_uninstall
 from otaflow.agent.policy import Policy
 from otaflow.agent.reports import Report, report_changes, report_clusters, report_history, report_packages
+from otaflow.agent.requests import Requests
 from otaflow.agent.subscription import Subscription
 from otaflow.agent.visible import Shown, Visible
 from otaflow.agent.worker import Answer, Worker
+from otaflow.closing import defer
 from otaflow.platform.device import Device, using
 from otaflow.progress import Event
 from otaflow.service import Ucm, Work
@@ -52,6 +54,7 @@ class Agent:
         )
         self.logs = PackageLogs(device.nvm / "packages")
         self.policy = Policy(device)
+        self.requests = Requests(device)
         self._connect = connect
         self.worker = Worker(self.ucm)
         self.house = House(self.ucm, self.transfers, self.worker, self._show if connect else None)
@@ -78,6 +81,7 @@ class Agent:
 
     def stop(self, seconds: float = 60.0) -> None:
         """End cleanly: no step is undone by it; work in hand has `seconds` to finish, the rest is left to recovery."""
+        self.requests.stop()
         self.house.end()
         self.worker.end()
         for thread in self._threads:
@@ -135,11 +139,12 @@ class Agent:
 
     # --- what changes the state: decided at once, answered when it is done -----------------------------------------
 
-    def process(self, id: str, *, unattended: bool = False) -> Answer:
+    def process(self, id: str, *, unattended: bool = False, accept_irreversible: bool = False) -> Answer:
         """ProcessSwPackage. Answers on reaching Ready."""
         with self.ucm.deciding:
             self.ucm.check("<ProcessSwPackage")
-            return self._begin(id, find_action(self.device, self.transfers, id), unattended)
+            action = find_action(self.device, self.transfers, id, accepted=accept_irreversible)
+            return self._begin(id, action, unattended)
 
     def go_back(self, to: Way, backup: str | None = None, *, unattended: bool = False) -> Answer:
         """GoBack: what ProcessSwPackage is for a package. Answers on reaching Ready."""
@@ -154,7 +159,13 @@ class Agent:
             self.transfers.exit(id, lambda path: accept_removal(self.device, path))
         with self.ucm.deciding:
             self.ucm.check("<ProcessSwPackage")
-            return self._begin(id, find_removal(self.device, self.transfers, id), unattended)
+            return self._begin(id, find_uninstall(self.device, self.transfers, id), unattended)
+
+    def remove(self, name: str, *, unattended: bool = False) -> Answer:
+        """Remove an application. Answers on reaching Ready."""
+        with self.ucm.deciding:
+            self.ucm.check("<ProcessSwPackage")
+            return self._begin(name, find_removal(self.device, name), unattended)
 
     def cancel(self, id: str) -> Answer:
         """Cancel. Answers when the processing has stopped; CancelFailed when it was done before it could be stopped."""
@@ -187,6 +198,16 @@ class Agent:
         """Finish. Answers on Idle."""
         with self.ucm.deciding:
             return self.worker.submit(self.house.ending(self.ucm.begin_finish()))
+
+    # --- applications: in every state -----------------------------------------------------------------------------
+
+    def request_update(self, name: str) -> dict[str, Any]:
+        """RequestUpdate. Raises OperationNotPermitted."""
+        return self.requests.ask(name)
+
+    def defer(self, name: str) -> dict[str, Any]:
+        """Defer. Raises OperationNotPermitted."""
+        return defer(self.device, name)
 
     # --- reports: in every state ------------------------------------------------------------------------------------
 

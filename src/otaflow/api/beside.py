@@ -1,4 +1,4 @@
-"""Our own methods, beside the contract and under a path of their own: what only a device with slots and backups has."""
+"""Our own methods, beside the contract and under a path of their own: slots, backups, applications, the policy."""
 
 from typing import Final
 
@@ -43,6 +43,35 @@ BESIDE: Final = (
         ),
         lambda service, taken: service.uninstall(taken.id, unattended=taken.unattended),
         long=True,
+        folder="otaflow",
+    ),
+    Method(
+        "Remove",
+        "Prepare to remove an application; its data stays. Answers on reaching Ready; Activate and Finish follow. "
+        "Cancel names it by `name`.",
+        m.RemoveIn,
+        m.Empty,
+        (e.OperationNotPermitted, e.ServiceBusy, e.NothingToRevert, e.ProcessSwPackageCancelled),
+        lambda service, taken: service.remove(taken.name, unattended=taken.unattended),
+        folder="otaflow",
+    ),
+    Method(
+        "RequestUpdate",
+        "An application asks for its updates: a search for them begins, where none was made just now. Answered at "
+        "once, with what is on offer already; what is found is told by messages, and installed as the policy has it.",
+        m.ApplicationIn,
+        m.Searching,
+        (e.OperationNotPermitted,),
+        lambda service, taken: service.request_update(taken.name),
+        folder="otaflow",
+    ),
+    Method(
+        "Defer",
+        "Put off the closing of an application that was asked to close for its update.",
+        m.ApplicationIn,
+        m.Deferred,
+        (e.OperationNotPermitted,),
+        lambda service, taken: service.defer(taken.name),
         folder="otaflow",
     ),
     Method(

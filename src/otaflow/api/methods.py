@@ -88,10 +88,12 @@ METHODS: Final = (
     Method(
         "ProcessSwPackage",
         "Prepare a package in the spare slot. Answers on reaching Ready.",
-        m.ProcessIn,
+        m.ProcessSwPackageIn,
         m.Empty,
         _PROCESS,
-        lambda service, taken: service.process(taken.id, unattended=taken.unattended),
+        lambda service, taken: service.process(
+            taken.id, unattended=taken.unattended, accept_irreversible=taken.acceptIrreversible
+        ),
     ),
     Method(
         "GetSwProcessProgress",

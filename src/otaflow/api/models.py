@@ -84,6 +84,24 @@ class ProcessIn(Taken):
     unattended: Unattended = False
 
 
+class ProcessSwPackageIn(ProcessIn):
+    acceptIrreversible: bool = Field(
+        default=False, description="The user agrees to a migration of data that cannot be brought back."
+    )
+
+
+Application = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="The application's name.")]
+
+
+class ApplicationIn(Taken):
+    name: Application
+
+
+class RemoveIn(Taken):
+    name: Application
+    unattended: Unattended = False
+
+
 class GoBackIn(Taken):
     to: Way = Field(description="The former system, the main partition's snapshot, or /sys and /etc/sys of a backup.")
     backup: Annotated[str, Field(max_length=255)] | None = Field(
@@ -207,6 +225,15 @@ class Offer(Given):
 
 class Offers(Given):
     offers: list[Offer]
+
+
+class Searching(Offers):
+    searching: bool = Field(description="A search for updates of the application is under way, or begins now.")
+
+
+class Deferred(Given):
+    secondsLeft: float = Field(description="Until the application is ended.")
+    defersLeft: int = Field(description="How often that can still be put off.")
 
 
 class Message(Given):

@@ -67,12 +67,20 @@ class UcmService(Protocol):
 
     def delete_transfer(self, id: str) -> None: ...
 
-    def process(self, id: str, *, unattended: bool = False) -> Future[None]: ...
+    def process(self, id: str, *, unattended: bool = False, accept_irreversible: bool = False) -> Future[None]: ...
 
     def go_back(self, to: Way, backup: str | None, *, unattended: bool = False) -> Future[None]: ...
 
     def uninstall(self, id: str, *, unattended: bool = False) -> Future[None]:
         """The package is checked first, as by `transfer_exit`. Blocks for so long."""
+
+    def remove(self, name: str, *, unattended: bool = False) -> Future[None]: ...
+
+    def request_update(self, name: str) -> Fields:
+        """`{"searching": bool, "offers": […]}`, at once."""
+
+    def defer(self, name: str) -> Fields:
+        """`{"secondsLeft", "defersLeft"}`."""
 
     def clean_up(self) -> Future[Fields]:
         """`{"removed": [ids of backups]}`."""

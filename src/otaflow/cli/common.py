@@ -20,6 +20,12 @@ ConfigFile = Annotated[
     Path | None, Parameter(name=["--config", "-c"], help="The device's configuration file.", show_default=False)
 ]
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON, for programs.")]
+Accept = Annotated[
+    bool,
+    Parameter(
+        name="--accept-irreversible", negative=(), help="Agree to migrations of data that cannot be brought back."
+    ),
+]
 Source = Annotated[str | None, Parameter(name="--source", help="A source of the configuration, instead of its `use`.")]
 
 

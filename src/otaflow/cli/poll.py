@@ -17,9 +17,11 @@ def poll(*, config: ConfigFile = None, source: Source = None, json: Json = False
     (`policy.ask`), keeps to the maintenance windows, and leaves alone for a while what failed. While the Prefect server
     that PREFECT_API_URL names is away, it does the same without it.
     """
-    device = load_device(config, source)
-    prepare_prefect(device)
-    state = _poll(device, config, source)
+    print_end(run_poll(load_device(config, source), config, source), json=json)
+
+
+def print_end(state: Any, *, json: bool) -> None:
+    """Say how the poll ended; one that failed ends the command with 1."""
     if json:
         print_json({"end": state.name, "message": state.message, "failed": state.is_failed()})
     else:
@@ -28,17 +30,22 @@ def poll(*, config: ConfigFile = None, source: Source = None, json: Json = False
         sys.exit(1)
 
 
-def _poll(device: Device, config: Path | None, source: str | None) -> Any:
-    """The state in which the poll ended: as a run, or without one where Prefect's API is away or goes away."""
+def run_poll(device: Device, config: Path | None, source: str | None, application: str = "") -> Any:
+    """The state in which the poll ended: as a run, or without one where Prefect's API is away or goes away.
+
+    With `application` only its updates are installed.
+    """
+    prepare_prefect(device)
     from otaflow.deployments.check import check, poll_alone
     from otaflow.flows.clients import is_api_trouble, is_away
 
     if is_away():
-        return poll_alone(device)
-    run: Any = check(config=str(config.absolute()) if config else None, source=source, return_state=True)
+        return poll_alone(device, application)
+    file = str(config.absolute()) if config else None
+    run: Any = check(config=file, source=source, application=application, return_state=True)
     try:
         return asyncio.run(run)
     except Exception as error:
         if not is_api_trouble(error):
             raise
-        return poll_alone(device)
+        return poll_alone(device, application)

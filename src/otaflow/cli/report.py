@@ -10,7 +10,7 @@ from otaflow.ucm.states import MEANING
 
 
 def status(*, config: ConfigFile = None, json: Json = False) -> None:
-    """Show the update manager's state, both slots, and how the last update ended."""
+    """Show the update manager's state, both slots, the applications, and how the last update ended."""
     device = load_device(config)
     values = read_status(device)
     if json:
@@ -28,6 +28,8 @@ def status(*, config: ConfigFile = None, json: Json = False) -> None:
         ]
         table.add_row(name, slot["name"], slot["version"], str(slot["update_number"]), ", ".join(marks))
     console.print(table)
+    for one in values["applications"]:
+        console.print(f"application: {one['name']} {one['version']}", markup=False)
     if values["alarm"]:
         console.print(f"[bold red]alarm[/]: {values['alarm']}", highlight=False)
     if last := values["last_result"]:
@@ -110,6 +112,7 @@ def read_status(device: Device) -> dict[str, Any]:
         "system_version": slots[running]["version"],
         "update_number": slots[running]["update_number"],
         "slots": slots,
+        "applications": [{"name": one.name, "version": one.version} for one in device.applications.all()],
         "backups": sum(1 for _ in device.backups),
         "alarm": _read_alarm(device),
         "last_result": {key: value for key, value in last.items() if key != "key"} if last else None,

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from otaflow import config as configuration
 from otaflow.actions import Way
-from otaflow.cli.common import ConfigFile, Json, print_json
+from otaflow.cli.common import Accept, ConfigFile, Json, print_json
 from otaflow.errors import ConfigError, UcmError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class Where:
 
 HERE = Where()
 Id = Annotated[str, Parameter(help="The transfer's id.")]
+Name = Annotated[str, Parameter(help="The application's name.")]
 Unattended = Annotated[
     bool, Parameter(negative=(), help="After a restart, or when nobody asks for a minute, the agent goes on by itself.")
 ]
@@ -133,9 +134,30 @@ def delete_transfer(id: Id, *, where: Where = HERE) -> None:
 
 
 @app.command
-def process_sw_package(id: Id, *, where: Where = HERE, unattended: Unattended = False) -> None:
-    """Prepare a package in the spare slot; ends on Ready."""
-    call(where, "process_sw_package", id, unattended=unattended)
+def process_sw_package(
+    id: Id, *, where: Where = HERE, unattended: Unattended = False, accept_irreversible: Accept = False
+) -> None:
+    """Prepare a package: a system's in the spare slot, an application's beside its files; ends on Ready."""
+    call(where, "process_sw_package", id, unattended=unattended, accept_irreversible=accept_irreversible)
+
+
+@app.command
+def process(
+    *files: Path, where: Where = HERE, unattended: Unattended = False, accept_irreversible: Accept = False
+) -> None:
+    """Bring each of FILES into the cache and process it, in this order; ends on Ready.
+
+    `activate` then starts all of them or none; `revert-processed-sw-packages` gives them up.
+    """
+    ids: dict[str, str] = {}
+    with asking(where) as client:
+        for file in files:
+            try:
+                ids[str(file)] = id = client.transfer(file)
+            except OSError as error:
+                raise ConfigError(f"cannot read {file}: {error.strerror}") from error
+            client.process_sw_package(id, unattended=unattended, accept_irreversible=accept_irreversible)
+        show(where, {"ids": list(ids.values())}, "\n".join(f"{id} {file}" for file, id in ids.items()))
 
 
 @app.command
@@ -155,6 +177,30 @@ def go_back(
 def uninstall(id: Id, *, where: Where = HERE, unattended: Unattended = False) -> None:
     """Prepare to take back what a package installed that was sent with transfer-data; ends on Ready."""
     call(where, "uninstall", id, unattended=unattended)
+
+
+@app.command
+def remove(name: Name, /, *, where: Where = HERE, unattended: Unattended = False) -> None:
+    """Prepare to remove an application, whose data stays; ends on Ready."""
+    call(where, "remove", name, unattended=unattended)
+
+
+@app.command
+def request_update(name: Name, /, *, where: Where = HERE) -> None:
+    """Ask for an application's updates: the agent looks for them, and says what is on offer already."""
+    with asking(where) as client:
+        answer = client.request_update(name)
+        lines = [f"{one['name']} {one['version']}: {one['verdict']}" for one in answer["offers"]]
+        lines.append("it is searched" if answer["searching"] else "it was searched just now")
+        show(where, answer, "\n".join(lines))
+
+
+@app.command
+def defer(name: Name, /, *, where: Where = HERE) -> None:
+    """Put off the closing of an application that was asked to close."""
+    with asking(where) as client:
+        answer = client.defer(name)
+        show(where, answer, f"{answer['secondsLeft']:g} s, {answer['defersLeft']} more times")
 
 
 @app.command

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from otaflow import answers, work
-from otaflow.cli.common import ConfigFile, Json, Source, load_device, print_json, showing, working
+from otaflow.asked import Asked
+from otaflow.cli.common import Accept, ConfigFile, Json, Source, load_device, print_json, showing, working
 from otaflow.errors import ConfigError, HealthCheckFailed, Locked, OtaflowError
 from otaflow.platform.device import Device, using
 from otaflow.policy.explain import explain as say
@@ -31,7 +32,7 @@ def check(
 ) -> None:
     """Ask the repository what is new for this device. Nothing is installed."""
     device = load_device(config, source)
-    if agent := _find_agent(device):
+    if agent := find_agent(device):
         from otaflow import through
 
         with agent, showing(not json):
@@ -60,43 +61,50 @@ def update(
     config: ConfigFile = None,
     source: Source = None,
     down: Annotated[bool, Parameter(negative=(), help="Uninstall: run the package's program with `down`.")] = False,
+    accept_irreversible: Accept = False,
     json: Json = False,
 ) -> None:
-    """Install what is new, one package after the other; each proves itself healthy or is taken back.
+    """Install what is new, of the system and of applications, one package after the other.
+
+    Each proves itself healthy or is taken back.
 
     Parameters
     ----------
     file
-        A package (.nsu) that the repository signs, or a local repository package (.nsr), instead of the server.
+        A package (.nsu, .nua) that the repository signs, or a local repository package (.nsr), instead of the server.
+        What must be installed before an application's package is fetched from the repository.
     """
     device = load_device(config, source)
     installed: list[str] = []
-    asked = file.name if file else "check"
+    asked = Asked(file=file, accepts=accept_irreversible)
     if down and (file is None or file.suffix == ".nsr"):
         raise ConfigError("cannot uninstall: no package is named", hint="`otaflow update --down FILE` takes it back")
-    if agent := _find_agent(device):
+    if agent := find_agent(device):
         from otaflow import through
 
-        with _reporting(device, json, installed), agent, showing(not json):
+        with reporting(device, json, installed), agent, showing(not json):
             if down and file:
                 through.uninstall(agent, device, file)
                 installed.append(device.running_system().version)
             else:
-                installed.extend(through.install_new(agent, device, file))
+                installed.extend(through.install_new(agent, device, asked))
     else:
-        _update(device, file, asked, installed, down=down, json=json)
+        _update(device, asked, installed, down=down, json=json)
     if not json:
         print(f"installed {', '.join(installed)}" if installed else "nothing to install: the device is up to date")
 
 
-def _update(device: Device, file: Path | None, asked: str, installed: list[str], *, down: bool, json: bool) -> None:
+def _update(device: Device, asked: Asked, installed: list[str], *, down: bool, json: bool) -> None:
     with (
-        _reporting(device, json, installed),
-        work.recorded(device, asked, of=Locked),
+        reporting(device, json, installed),
+        work.recorded(device, asked.file.name if asked.file else "check", of=Locked),
         working(device, view=not json) as (ucm, _),
     ):
-        _go_on(ucm)
-        for version in work.install_new(ucm, file, down=down):
+        go_on(ucm)
+        if down and asked.file:
+            installed.append(work.uninstall(ucm, asked.file))
+            return
+        for version in work.install_new(ucm, asked):
             installed.append(version)
 
 
@@ -115,16 +123,16 @@ def rollback(
     device = load_device(config)
     done: list[str] = []
     to: Way = "snapshot" if snapshot else "backup" if backup else "previous-slot"
-    if agent := _find_agent(device):
+    if agent := find_agent(device):
         from otaflow import through
 
-        with _reporting(device, json, done), agent, showing(not json):
+        with reporting(device, json, done), agent, showing(not json):
             through.go_back(agent, device, to, backup)
             done.append(device.running_system().version)
     else:
-        with _reporting(device, json, done), working(device, view=not json) as (ucm, _):
+        with reporting(device, json, done), working(device, view=not json) as (ucm, _):
             if to != "previous-slot" or ucm.state not in ("Verifying", "Activated"):
-                _go_on(ucm)
+                go_on(ucm)
             work.go_back(ucm, to, backup)
             done.append(device.running_system().version)
     if not json:
@@ -139,13 +147,16 @@ def recover(
 ) -> None:
     """Finish or take back what a power cut or a kill interrupted. Run at boot, before anything else of otaflow.
 
-    It needs neither network nor Prefect. With nothing to do it changes nothing.
+    It needs neither network nor Prefect. With nothing to do it changes nothing. Where there is no systemd, it starts
+    the applications' services.
     """
     device = load_device(config)
     device.boots.note_boot()
     idle = not device.journal.needs_recovery  # the UCM itself is loaded only where there is work for it
     outcome = "" if idle else _recover(device, verify=verify, view=not json)
     device = load_device(config)
+    if device.config.services.kind == "processes":
+        outcome = "; ".join(filter(None, [outcome, *_start_services(device)]))
     if json:
         print_json({"recovered": not idle, "outcome": outcome, "ucm_state": str(device.journal.state)})
     elif idle:
@@ -161,15 +172,15 @@ def resume(*, config: ConfigFile = None, json: Json = False) -> None:
     """
     device = load_device(config)
     done: list[str] = []
-    if agent := _find_agent(device):
+    if agent := find_agent(device):
         from otaflow import through
 
-        with _reporting(device, json, done), agent, showing(not json):
+        with reporting(device, json, done), agent, showing(not json):
             _tell_rolled_back(through.resume(agent, device))
             done.append(device.running_system().version)
     else:
-        with _reporting(device, json, done), working(device, view=not json) as (ucm, _):
-            _go_on(ucm)
+        with reporting(device, json, done), working(device, view=not json) as (ucm, _):
+            go_on(ucm)
             done.append(device.running_system().version)
     if not json:
         state = Device(device.config).journal.state
@@ -182,7 +193,7 @@ def clean_up(*, config: ConfigFile = None, json: Json = False) -> None:
     Incremental backups stay for ever; the last version that was verified good is never given up.
     """
     device = load_device(config)
-    if agent := _find_agent(device):
+    if agent := find_agent(device):
         with agent:
             removed = agent.clean_up()
     else:
@@ -205,7 +216,7 @@ def _decide(device: Device, targets: "list[Target]") -> "list[Decision]":
         return [decide_now(offer_of(target)) for target in targets]
 
 
-def _find_agent(device: Device) -> "Client | None":
+def find_agent(device: Device) -> "Client | None":
     """A client of the device's agent, where one runs. Without its socket nothing of the client is even loaded."""
     if not device.config.path(device.config.api.socket).exists():
         return None
@@ -214,13 +225,22 @@ def _find_agent(device: Device) -> "Client | None":
     return find_agent(device)
 
 
-def _go_on(ucm: "Ucm") -> None:
+def go_on(ucm: "Ucm") -> None:
     _tell_rolled_back(str(work.go_on(ucm) or ""))
 
 
 def _tell_rolled_back(why: str) -> None:
     if why:
         print(f"otaflow: the update on trial was rolled back: {why}", file=sys.stderr)
+
+
+def _start_services(device: Device) -> list[str]:
+    """Where there is no systemd, nobody else starts the services at boot; what runs is left alone. What failed."""
+    from otaflow.platform.supervised import SupervisedServices
+
+    services = device.services
+    assert isinstance(services, SupervisedServices)
+    return [str(error) for error in services.start_all().values()]
 
 
 def _recover(device: Device, *, verify: bool, view: bool) -> str:
@@ -239,7 +259,7 @@ def _recover(device: Device, *, verify: bool, view: bool) -> str:
 
 
 @contextmanager
-def _reporting(device: Device, json: bool, done: list[str]) -> Iterator[None]:
+def reporting(device: Device, json: bool, done: list[str]) -> Iterator[None]:
     """Say how it ended: as JSON where asked for, also of a failure; a restart is no failure."""
     from otaflow.cli.report import read_status
     from otaflow.errors import Restarting
