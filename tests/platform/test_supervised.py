@@ -247,7 +247,7 @@ def test_a_service_that_flaps_fails_in_the_end(rig: Rig) -> None:
     assert rig.services.state(NAME).words == "failed (exit status 3; started too often: 3 times)"
     assert rig.services.state(NAME).starts.endswith(".3")
     assert count.read_text() == "xxx"
-    assert rig.pids() == []
+    wait_for(lambda: rig.pids() == [])
 
 
 ENDINGS = {
@@ -347,8 +347,8 @@ def test_a_reload_that_kills_is_told(rig: Rig) -> None:
     rig.services.start(NAME)
     with suppress(ServiceFailed):
         rig.services.reload(NAME)
-    wait_for(lambda: not rig.services.state(NAME).active)
-    assert "SIGHUP" in rig.services.state(NAME).words
+    wait_for(lambda: "SIGHUP" in rig.services.state(NAME).words)
+    assert not rig.services.state(NAME).active
 
 
 # --- boots --------------------------------------------------------------------------------------------------------
