@@ -147,7 +147,7 @@ class Zygote:
             "config": str(world.config),
             "do": do,
             "fault": fault,
-            "action": action.record() if action else None,
+            "actions": [one.record() for one in (action if isinstance(action, list) else [action] if action else [])],
             "log": str(world.folder / "job.log"),
         }
         self.process.stdin.write(json.dumps(job) + "\n")

@@ -38,6 +38,8 @@ def is_idle(path: Path) -> bool:
         boots = Boots(nvm / "boots.json")
         if Journal(nvm / "journal", boots.count).state != "Idle":
             return False
+        if any((nvm / "services" / "linked").glob("*")):  # without systemd we start the services at boot
+            return False
         boots.note_boot()
     except (OSError, ValueError, LookupError, TypeError, AttributeError, OtaflowError):
         return False

@@ -3,6 +3,7 @@
 The services are run by our own supervisor, so this works wherever the tests do. `AppWorld.close` ends all that runs.
 """
 
+import contextlib
 import http.client
 import json
 import shutil
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from otaflow.action import Action
@@ -208,7 +210,7 @@ class AppWorld:
         entries["?running"] = device.boot.running()
         states = {one: device.services.state(one).active for one in ("notes.service",)}
         entries["?services"] = states
-        entries["?programs"] = sorted(one.command for one in find_processes([self.tree]))
+        entries["?programs"] = sorted(one.command.replace(str(self.root), "") for one in find_processes([self.tree]))
         return entries
 
     def last(self) -> dict[str, Any]:
@@ -223,6 +225,83 @@ class AppWorld:
                 device.services.hold(service)
                 device.services.stop(service)
             end_processes([self.tree], grace=2)
+
+
+LIGHT_PROGRAM = """#!/bin/sh
+# Says of which schema the database was that it was started on, and works on.
+echo "VERSION on schema $(od -An -tu1 -j63 -N1 "$1/notes.db" | tr -d ' ')" >> "$1/starts"
+LAST
+while :; do sleep 1000 & wait; done
+"""
+LIGHT_UNIT = """[Service]
+ExecStart=TREE/bin/notes DATA
+ExecReload=/bin/true
+"""
+ADD_AUTHOR = "ALTER TABLE notes ADD COLUMN author TEXT; UPDATE notes SET author = 'x'; PRAGMA user_version = 2;"
+FAIL_HALF_WAY = ADD_AUTHOR + " INSERT INTO nowhere VALUES (1);"
+
+
+class LightWorld(AppWorld):
+    """The same with a program that starts at once, for the many cases of a table; it is at 1.0.0 and runs.
+
+    `data/starts` tells which version was ever started on which schema.
+    """
+
+    def __init__(self, folder: Path, kind: str = "directories") -> None:
+        super().__init__(folder, kind)
+        self.config.write_text(self.config.read_text().replace("settle_seconds = 0.5", "settle_seconds = 0.1"))
+        self.data.mkdir(parents=True)
+        with contextlib.closing(sqlite3.connect(self.data / "notes.db")) as database, database:
+            database.executescript("CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT); PRAGMA user_version = 1;")
+            database.executemany("INSERT INTO notes (text) VALUES (?)", [("first",), ("second",)])
+
+    def build_light(self, version: str, *, before: str = "", sql: str = "", last: str = "", **metadata: Any) -> Path:
+        """A package of it: an update of `before` that runs `sql`; `last` is a line of its program."""
+        source = Path(tempfile.mkdtemp(dir=self.folder))
+        for name in ("bin", "services", "migrations"):
+            (source / "files" / name).mkdir(parents=True)
+        program = LIGHT_PROGRAM.replace("VERSION", version).replace("LAST", last)
+        (source / "files/bin/notes").write_text(program)
+        (source / "files/bin/notes").chmod(0o755)
+        unit = LIGHT_UNIT.replace("TREE", str(self.tree)).replace("DATA", str(self.data))
+        (source / "files/services/notes.service").write_text(unit)
+        (source / f"files/{version}").write_text("a file of this version's own")
+        values: dict[str, Any] = {
+            "format": 1,
+            "name": "notes",
+            "kind": "application",
+            "version": version,
+            "update_number": 1,
+            "services": {"restart": ["notes.service"], "reload": ["notes.service"]},
+        }
+        if before:
+            values |= {"applies_to": {"versions": before}, "remove": [before]}
+        if sql:
+            (source / "files/migrations/up.sql").write_text(sql)
+            database = {"kind": "sqlite", "path": "notes.db"}
+            values["migrations"] = [{"database": database, "sql": ["migrations/up.sql"]}]
+        (source / "metadata").write_text(json.dumps(values))
+        return self.finish(source, **metadata)
+
+    def install_light(self) -> None:
+        """Install 1.0.0."""
+        self.install(self.action("1.0.0", self.build_light("1.0.0")))
+
+    def starts(self) -> list[str]:
+        """Which version was started on which schema, in order."""
+        path = self.data / "starts"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def cut_power(self) -> None:
+        """Everything that runs is gone, and the machine has started anew: what is durable is all there is."""
+        end_processes([self.tree], grace=0)
+        for process in psutil.process_iter(["cmdline"]):
+            if str(self.root / "nvm/services/run") in (process.info["cmdline"] or []):
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+        shutil.rmtree(self.root / "nvm/services/run", ignore_errors=True)
+        end_processes([self.tree], grace=0)
+        self.device().boots.note_restart()
 
 
 def free_port() -> int:

@@ -1,6 +1,6 @@
 """A process that has otaflow loaded and forks a child for each job, so that a killed otaflow costs milliseconds.
 
-Each line of stdin is a job, {"config", "do", "action", "fault", "log"}; each is answered by the child's exit status
+Each line of stdin is a job, {"config", "do", "actions", "fault", "log"}; each is answered by the child's exit status
 (minus the signal that ended it). The children are real processes with locks and children of their own; Prefect is not
 loaded here.
 """
@@ -68,9 +68,11 @@ def _work(job: dict[str, Any]) -> None:
     with working(load_device(config), prefect=False, view=False) as (ucm, _):
         match job["do"]:
             case "install":
-                ucm.install(Action(**job["action"]))
+                for action in job["actions"]:
+                    ucm.process(Action(**action), unattended=True)
+                ucm.go_on()
             case "process":
-                ucm.process(Action(**job["action"]))
+                ucm.process(Action(**job["actions"][0]))
             case method:
                 getattr(ucm, method)()
 
