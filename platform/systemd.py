@@ -39,6 +39,7 @@ ASK_SECONDS = 30
 END_SECONDS = 10
 POLL_SECONDS = 0.05
 LOG_LINES = 5
+NOT_RUN = "641257651c1b4ec9a8624d7a40a9e1e7"  # systemd could not run a program (SD_MESSAGE_SPAWN_FAILED)
 CGROUPS = ("/sys/fs/cgroup", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified")
 PROPERTIES = (
     *("LoadState", "LoadError", "ActiveState", "SubState", "Type", "Result", "ReloadResult", "ConditionResult"),
@@ -256,6 +257,8 @@ class SystemdServices:
             shown = self._show(name)
             result = shown["ReloadResult" if verb == "reload" else "Result"]
             why = _words(shown) if result != "success" else _first_line(error)
+            if verb == "start" and shown["NRestarts"] not in ("", "0"):
+                why = "it ends again and again"  # systemd tries it already once more, and has forgotten how it ended
             raise self._failure(verb, name, why, since) from error
         return True
 
@@ -337,7 +340,7 @@ class SystemdServices:
 
     def _reload_systemd(self) -> None:
         try:
-            self._systemctl("daemon-reload", timeout=self.timeout)
+            self._systemctl("daemon-reload", timeout=max(self.timeout, ASK_SECONDS))
         except CommandFailed as error:
             raise ServiceFailed(f"cannot have systemd read its units anew: {_first_line(error)}") from error
 
@@ -363,11 +366,12 @@ class SystemdServices:
 
     def _read_log(self, name: str, lines: int, *options: str) -> list[str]:
         # by unit, as its name is known of a process that is gone already; its invocation is not
+        match = [f"_SYSTEMD_UNIT={name}", "+", f"UNIT={name}", f"MESSAGE_ID={NOT_RUN}"]
         words = ["journalctl", "--no-pager", "--quiet", "--all", "--output=cat", f"--lines={lines}", *options]
         try:
             # what a service wrote just before its end may still be on its way
             run(["journalctl", "--sync"], timeout=ASK_SECONDS, check=False)
-            output = run([*words, f"_SYSTEMD_UNIT={name}"], timeout=ASK_SECONDS).output
+            output = run([*words, *match], timeout=ASK_SECONDS).output
         except CommandFailed as error:
             raise ServiceFailed(f"cannot read the journal: {_first_line(error)}", hint=error.hint) from error
         return ["".join(c if c.isprintable() else " " for c in line) for line in output.splitlines()][-lines:]

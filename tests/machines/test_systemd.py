@@ -234,8 +234,11 @@ FAILING = {
     "first command": (["ExecStart=sleep 1000", "ExecStartPre=sh -c 'echo no room; exit 4'"], "commands.*no room"),
     "no program": (["ExecStart=/nowhere/to/be/found"], r"exit status 203.*/nowhere/to/be/found"),
     "not ready in time": (["ExecStart=sleep 1000", "TimeoutStartSec=1"], "took longer than its unit permits"),
-    "never ready": (["ExecStart=sh -c 'echo hm; exec sleep 1000'"], "it was not done within 2 s.*its last words: hm"),
-    "on and on": (["ExecStart=sh -c 'exit 5'", "Restart=always", "RestartSec=0"], "exit status 5|with error code"),
+    "never ready": (["ExecStart=sleep 1000"], "it was not done within 2 s"),
+    "on and on": (
+        ["ExecStart=sh -c 'exit 5'", "Restart=always", "RestartSec=0"],
+        "exit status 5|with error code|again and again",
+    ),
     "ends": (["ExecStart=true"], "did not say that it is ready"),
 }
 
@@ -297,11 +300,11 @@ def test_a_service_that_ignores_the_signal_is_killed(machine: Machine, applicati
     deaf = "ExecStart=sh -c 'trap \"\" TERM; while :; do sleep 1; done'"
     by_systemd = application.write(deaf, "TimeoutStopSec=1")
     by_us = application.write(deaf, "TimeoutStopSec=infinity", name="deaf.service")
-    services = ServicesInside(machine, timeout=3)
+    services, hasty = ServicesInside(machine, timeout=60), ServicesInside(machine, timeout=3)
     services.link(application.folder)
     for name in (by_systemd, by_us):
         services.start(name)
-        services.stop(name)
+        hasty.stop(name)
         state = services.state(name)
         assert (state.active, state.pids) == (False, ())
     services.unlink(application.folder)
@@ -362,13 +365,12 @@ def test_a_service_that_cannot_reload_is_started_anew(services: Any, application
     [("sh -c 'echo bad file; exit 6'", r"one of its commands failed.*bad file"), ("sleep 1000", "not done within 2 s")],
     ids=["fails", "hangs"],
 )
-def test_a_reload_that_fails(command: str, why: str, machine: Machine, application: Any) -> None:
-    services = ServicesInside(machine, timeout=2)
+def test_a_reload_that_fails(command: str, why: str, machine: Machine, services: Any, application: Any) -> None:
     name = application.write(RUNS, f"ExecReload={command}")
     services.link(application.folder)
     services.start(name)
     with pytest.raises(ServiceFailed, match=rf"cannot reload {name}: .*{why}"):
-        services.reload(name)
+        ServicesInside(machine, timeout=2 if "sleep" in command else 60).reload(name)
     assert services.state(name).active
     services.stop(name)
     assert not services.state(name).pids

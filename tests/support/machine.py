@@ -35,7 +35,9 @@ from otaflow.platform.run import clean_environment, run
 
 PROJECT = Path(__file__).parents[2]
 UNITS = Path("/usr/lib/systemd/system")
-FOLDERS = ("dev", "etc", "mnt", "opt", "proc", "root", "run", "srv", "sys", "tmp", "usr", "var/log/journal", "var/lib")
+FOLDERS = ("dev", "etc", "mnt", "opt", "proc", "root", "run", "sys", "tmp", "usr", "var/log/journal")
+# on btrfs systemd makes these subvolumes, unless they are there; a slot that has some cannot be removed simply
+FOLDERS += ("srv", "home", "var/tmp", "var/lib/machines", "var/lib/portables")
 LINKED = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 COPIED = ("passwd", "group", "nsswitch.conf", "ld.so.cache", "alternatives", "ssl", "mke2fs.conf", "dbus-1", "pam.d")
 # what is wanted at boot, of all that /usr wants; the rest is masked
