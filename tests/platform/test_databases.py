@@ -311,7 +311,10 @@ def test_a_dump_for_which_there_is_no_room(rig: Rig, small_disk: Path) -> None:
 
 # --- a power cut at every moment ------------------------------------------------------------------------------------
 
+PROGRAMS = {"subprocess.Popen"}
 CHANGES = {
+    *PROGRAMS,
+    "open",
     "os.rename",
     "os.remove",
     "os.mkdir",
