@@ -4,27 +4,27 @@ A dump is a database file itself. The `-wal`, `-shm` and `-journal` files beside
 SQLite would replay them into whatever file has the database's name, so they go before a restored file takes it.
 """
 
-import ctypes
 import os
+import signal
 import sqlite3
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from otaflow.errors import DatabaseFailed
+from otaflow.errors import CommandFailed, DatabaseFailed
 from otaflow.files import fsync_file, fsync_folder
+from otaflow.platform import sqlite_copy
 from otaflow.platform.copying import PIECE, copy_file, copy_metadata
 from otaflow.platform.directories import hidden
+from otaflow.platform.run import run
 from otaflow.platform.sqlite_script import run_script
 
 HEADER = b"SQLite format 3\0"
 BESIDE = ("-wal", "-shm", "-journal")
-PAGES = 16384
-"""Copied in one step of a backup; then the disk is told to begin with them."""
-SPILL = "PRAGMA cache_size = 100"
 LOCK_SECONDS = 5.0
-_START_WRITING = 2  # SYNC_FILE_RANGE_WRITE
+COPY_SECONDS = 24 * 3600.0
 
 
 class SqliteDatabase:
@@ -119,19 +119,9 @@ class SqliteDatabase:
             raise
 
     def _copy_to(self, new: Path) -> None:
-        with closing(self._open()) as source, closing(sqlite3.connect(new, isolation_level=None)) as copy:
-            # our own reading holds off what would make the backup begin again, and finds a lock; the backup would wait
-            # for ever
-            source.execute("BEGIN")
-            source.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-            # no journal: a copy that is cut off is thrown away
-            for setting in ("journal_mode = OFF", "synchronous = OFF", "locking_mode = EXCLUSIVE"):
-                copy.execute(f"PRAGMA {setting}")
-            copy.execute(SPILL)
-            with new.open("rb") as file:
-                source.backup(copy, pages=PAGES, progress=lambda *_: _start_writing(file.fileno()))
-            if new.stat().st_size == 0:  # a database without any page is one all the same
-                copy.execute("PRAGMA user_version = 0")
+        # -I and -S: as little as possible has to be loaded
+        program: list[str | Path] = [sys.executable, "-I", "-S", Path(sqlite_copy.__file__)]
+        run([*program, self.path.absolute(), new.absolute(), str(LOCK_SECONDS)], timeout=COPY_SECONDS)
 
     def _open(self) -> sqlite3.Connection:
         """Writable, since what a killed program left beside the database is to be taken in."""
@@ -182,13 +172,21 @@ class SqliteDatabase:
         """Errors of SQLite and of the system as DatabaseFailed, with what can be said about them."""
         try:
             yield
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, sqlite3.Error, CommandFailed) as error:
             hint, why = "", str(error)
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            if isinstance(error, CommandFailed):
+                why = "the disk cannot be read" if error.returncode == -signal.SIGBUS else error.output.strip() or why
+            if _is_locked(error):
                 users = find_users([self.path, *map(self._beside, BESIDE)])
                 why = f"it is locked by {', '.join(users) or 'another program'}"
                 hint = "end the program that writes it"
             raise DatabaseFailed(f"cannot {verb} the database {self.path}: {why}", hint=hint) from error
+
+
+def _is_locked(error: Exception) -> bool:
+    if isinstance(error, CommandFailed):
+        return error.returncode == sqlite_copy.LOCKED
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def find_users(paths: list[Path]) -> list[str]:
@@ -209,12 +207,6 @@ def _uses(pid: str, wanted: set[tuple[int, int]]) -> Iterator[str]:
                 if (seen.st_dev, seen.st_ino) in wanted:
                     yield f"{Path(f'/proc/{pid}/comm').read_text().strip()} ({pid})"
                     return
-
-
-def _start_writing(fd: int) -> None:
-    """Have the disk begin with what was written, so that the fsync at the end finds little left."""
-    with suppress(AttributeError):  # a C library without it: the fsync does it all
-        ctypes.CDLL(None).sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), _START_WRITING)
 
 
 def _read_through(dump: Path) -> None:

@@ -683,6 +683,14 @@ def test_a_new_database_is_its_folders_owners(tmp_path: Path) -> None:
     assert (seen.st_uid, seen.st_gid, seen.st_mode & 0o777) == (folder.st_uid, folder.st_gid, 0o640)
 
 
+def test_no_database_at_all(tmp_path: Path) -> None:
+    rig = SqliteRig("sqlite", tmp_path)
+    rig.path.write_bytes(b"x" * 8192)
+    with pytest.raises(DatabaseFailed, match="file is not a database"):
+        rig.database.dump(rig.dump)
+    assert rig.left_over() == []
+
+
 def test_a_link_is_not_followed(lite: SqliteRig) -> None:
     link = lite.folder / "link.db"
     link.symlink_to(lite.path)

@@ -1,0 +1,61 @@
+"""A program: SQLite's online backup of one file into a new one. `python sqlite_copy.py SOURCE TARGET LOCK_SECONDS`
+
+It is a process of its own because it reads the database as mapped memory, which saves a fifth of the time: where the
+disk cannot be read, that is the end of the process (SIGBUS). The standard library is all it needs.
+"""
+
+import ctypes
+import os
+import sqlite3
+import sys
+from contextlib import closing, suppress
+from pathlib import Path
+
+LOCKED = 75
+"""The exit status when another program keeps the database locked."""
+PAGES = 4096
+"""Copied in one step; then the disk is told to begin with them."""
+MAPPED = 2**40
+_START_WRITING = 2  # SYNC_FILE_RANGE_WRITE
+
+
+def copy(source: Path, target: Path, lock_seconds: float) -> None:
+    """Make the new file `target` a copy of the database; it is not synced. Raises sqlite3.Error, OSError."""
+    # writable, since what a killed program left beside the database is to be taken in
+    address = f"{source.as_uri()}?mode=rw"
+    with (
+        closing(sqlite3.connect(address, uri=True, timeout=lock_seconds, isolation_level=None)) as opened,
+        closing(sqlite3.connect(target, isolation_level=None)) as made,
+    ):
+        opened.execute(f"PRAGMA mmap_size = {MAPPED}")
+        # our own reading holds off what would make the backup begin again, and finds a lock: the backup itself would
+        # wait for its end for ever
+        opened.execute("BEGIN")
+        opened.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        # no journal: a copy that is cut off is thrown away; and no cache of what is never read again
+        for setting in ("journal_mode = OFF", "synchronous = OFF", "locking_mode = EXCLUSIVE", "cache_size = 10"):
+            made.execute(f"PRAGMA {setting}")
+        with target.open("rb") as file:
+            opened.backup(made, pages=PAGES, progress=lambda *_: start_writing(file.fileno()))
+        if target.stat().st_size == 0:  # a database without any page is one all the same
+            made.execute("PRAGMA user_version = 0")
+
+
+def start_writing(fd: int) -> None:
+    """Have the disk begin with what was written, so that the fsync at the end finds little left."""
+    with suppress(AttributeError):  # a C library without it: the fsync does it all
+        ctypes.CDLL(None).sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), _START_WRITING)
+
+
+def main() -> None:
+    source, target, lock_seconds = sys.argv[1:]
+    try:
+        copy(Path(source), Path(target), float(lock_seconds))
+    except (OSError, sqlite3.Error) as error:
+        print(error, flush=True)
+        locked = getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+        os._exit(LOCKED if locked else 1)
+
+
+if __name__ == "__main__":
+    main()
