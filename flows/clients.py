@@ -10,8 +10,9 @@ import contextvars
 import logging
 import os
 import socket
+import threading
 from collections.abc import Callable, Coroutine
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from typing import Any
 from uuid import UUID
 
@@ -19,7 +20,7 @@ from prefect.client.orchestration import PrefectClient, SyncPrefectClient, get_c
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.objects import State as RunState
 from prefect.client.schemas.responses import OrchestrationResult, SetStateStatus, StateAcceptDetails
-from prefect.context import AsyncClientContext, SyncClientContext
+from prefect.context import AsyncClientContext, SettingsContext, SyncClientContext
 from prefect.settings import get_current_settings
 
 log = logging.getLogger("otaflow.runs")
@@ -70,6 +71,25 @@ def is_away() -> bool:
         log.warning("cannot reach Prefect's API now: %s", error)
         return True
     return False
+
+
+def run_beside(work: Callable[[], None]) -> None:
+    """Do `work` in a thread, outside of the flow run that goes on here, with its settings; raises what it raises."""
+    settings = SettingsContext.get()
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            with settings.model_copy() if settings else nullcontext():
+                work()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name="beside")
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
 
 
 def is_api_trouble(error: BaseException) -> bool:

@@ -1,10 +1,10 @@
 """*Update packages* of the chart: the UCM installs what a poll brought, through the agent or in this process."""
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from otaflow import through, work
+from otaflow.flows.clients import run_beside
 from otaflow.platform.device import Device
 from otaflow.repo.choice import Target
 
@@ -13,6 +13,7 @@ def install(device: Device, target: Target, package: str, allow: Callable[[], No
     """Install `package`; `allow` is called before the activation and may refuse it. Raises what failed.
 
     What changes data for good is agreed to here: the policy has asked about it.
+
     Where an agent runs, it does the work. Otherwise this process does, in a thread of its own: the phases are runs
     beside the poll, not tasks of it.
     """
@@ -20,19 +21,7 @@ def install(device: Device, target: Target, package: str, allow: Callable[[], No
         with agent:
             through.install_package(agent, device, Path(package), allow, accepted=target.irreversible)
         return
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            _install_here(Device(device.config), target, package, allow)
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run, name="install")
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
+    run_beside(lambda: _install_here(Device(device.config), target, package, allow))
 
 
 def _install_here(device: Device, target: Target, package: str, allow: Callable[[], None]) -> None:
