@@ -250,7 +250,11 @@ def _java(words: list[str]) -> Iterator[str]:
 
 
 def _is_written(proc: str, fd: str) -> bool:
-    found = re.search(r"^flags:\s*([0-7]+)", Path(f"{proc}/fdinfo/{fd}").read_text(), re.MULTILINE)
+    try:
+        text = Path(f"{proc}/fdinfo/{fd}").read_text()
+    except OSError:
+        return False  # closed meanwhile
+    found = re.search(r"^flags:\s*([0-7]+)", text, re.MULTILINE)
     return found is not None and int(found[1], 8) & os.O_ACCMODE in (os.O_WRONLY, os.O_RDWR)
 
 

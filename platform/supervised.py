@@ -100,8 +100,8 @@ class SupervisedServices:
 
     def start(self, name: str) -> None:
         check_name(name)
-        with self._turn(name):
-            self._start(name)
+        with self._turn(name) as turn:
+            self._start(name, turn)
             self._wait_until_up(name)
 
     def start_all(self) -> dict[str, ServiceFailed]:
@@ -109,14 +109,17 @@ class SupervisedServices:
         failed = {}
         wanted = [name for name in self.linked() if not self._is_marked(self._held, name)]
         wanted = [name for name in wanted if not self._is_marked(self._stopped, name)]
-        for act in (self._start, self._wait_until_up):
-            for name in wanted:
-                try:
-                    with self._turn(name):
-                        if name not in failed:
-                            act(name)
-                except ServiceFailed as error:
-                    failed[name] = error
+        for name in wanted:
+            try:
+                with self._turn(name) as turn:
+                    self._start(name, turn)
+            except ServiceFailed as error:
+                failed[name] = error
+        for name in (name for name in wanted if name not in failed):
+            try:
+                self._wait_until_up(name)
+            except ServiceFailed as error:
+                failed[name] = error
         return failed
 
     def stop(self, name: str) -> None:
@@ -128,10 +131,10 @@ class SupervisedServices:
 
     def reload(self, name: str) -> None:
         check_name(name)
-        with self._turn(name):
+        with self._turn(name) as turn:
             known, process = self._look(name)
             if process is None or known.get("status") not in UP:
-                self._start(name)
+                self._start(name, turn)
                 self._wait_until_up(name)
                 return
             self._reload(name, process, int(known["reloads"]))
@@ -166,7 +169,7 @@ class SupervisedServices:
 
     # --- how ---
 
-    def _start(self, name: str) -> None:
+    def _start(self, name: str, turn: int) -> None:
         """Have a supervisor run it; whether it comes up is not waited for."""
         if self._is_marked(self._held, name):
             raise ServiceFailed(f"cannot start {name}: it is held", hint="an update is at work on it")
@@ -176,19 +179,19 @@ class SupervisedServices:
         if process is not None and known.get("status") in (*UP, "starting"):
             return
         self._end(name)
-        self._launch(name, unit)
+        self._launch(name, unit, turn)
 
-    def _launch(self, name: str, unit: Unit) -> None:
+    def _launch(self, name: str, unit: Unit, turn: int) -> None:
         self._logs.mkdir(parents=True, exist_ok=True)
         plan = self._plan(name, unit)
         write_atomic(self._run / f"{name}.plan", json.dumps(plan).encode(), mode=0o600)
-        program: list[str | Path] = [sys.executable, "-I", "-S", supervisor.__file__, self._run, name]
+        program: list[str | Path] = [sys.executable, "-I", "-S", supervisor.__file__, str(turn), self._run, name]
         try:
-            done = run(program, timeout=self._timeout, check=False)
+            done = run(program, timeout=self._timeout, check=False, pass_fds=[turn])
         except CommandFailed as error:
             raise ServiceFailed(f"cannot start {name}: {error}") from error
-        if done.returncode not in (0, supervisor.BUSY):
-            last = done.output.strip().splitlines()[-1:] or ["no word of it"]
+        if done.returncode != 0:
+            last = done.output.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
             raise ServiceFailed(f"cannot start {name}: its supervisor does not run: {last[0]}")
 
     def _plan(self, name: str, unit: Unit) -> dict[str, Any]:
@@ -341,8 +344,11 @@ class SupervisedServices:
         return os.path.lexists(folder / name)
 
     @contextmanager
-    def _turn(self, name: str) -> Iterator[None]:
-        """One at a time starts, stops or reloads a service. ServiceFailed when another one does not come to an end."""
+    def _turn(self, name: str) -> Iterator[int]:
+        """One at a time starts, stops or reloads a service. ServiceFailed when another one does not come to an end.
+
+        A new supervisor holds the lock too until it can be found: nobody overlooks that of an otaflow that was killed.
+        """
         self._run.mkdir(parents=True, exist_ok=True, mode=0o700)
         deadline = time.monotonic() + 2 * self._timeout + supervisor.KILL_SECONDS
         fd = os.open(self._run / f"{name}.turn", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -355,7 +361,7 @@ class SupervisedServices:
                     if time.monotonic() > deadline:
                         raise ServiceFailed(f"cannot work on {name}: another process is at work on it") from None
                     time.sleep(POLL_SECONDS)
-            yield
+            yield fd
         finally:
             os.close(fd)
 

@@ -1,8 +1,9 @@
-"""Runs one service in place of systemd: `python supervisor.py FOLDER NAME`, a process of its own that outlives us.
+"""Runs one service in place of systemd: `python supervisor.py TURN FOLDER NAME`, a process that outlives its starter.
 
 It imports the standard library only: it is small, starts fast, and what it runs does not depend on a version of
 otaflow that is replaced meanwhile. In `FOLDER`: `NAME.plan` is what to run (JSON, removed once it is read), `NAME.json`
-what became of it (replaced at each change), `NAME.lock` is locked as long as it lives, so that there is one.
+what became of it (replaced at each change), `NAME.lock` is locked as long as it lives, so that there is one. `TURN`
+is a descriptor that it closes once `NAME.json` is written: who waits for that lock finds it.
 
 All processes of the service are its descendants: it is their subreaper, so one that calls setsid and loses its parent
 is still below it. They also have `MARK` in their environment, by which they are found when it was killed; the main
@@ -540,11 +541,15 @@ def prctl(option: int, value: int | bytes) -> None:
         raise OSError(ctypes.get_errno(), "prctl failed")
 
 
-def main(folder: str, name: str) -> int:
+def main(turn: int, folder: str, name: str) -> int:
     """Go into the background; returns, in the starter, when the supervisor runs: 0, BUSY or 1."""
-    os.closerange(3, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 1 << 20 else 1 << 20)
+    most = os.sysconf("SC_OPEN_MAX")
+    os.closerange(3, turn)
+    os.closerange(turn + 1, most if 0 < most < 1 << 20 else 1 << 20)
+    os.set_inheritable(turn, False)
     up, tells = os.pipe2(os.O_CLOEXEC)
     if os.fork() != 0:
+        os.close(turn)
         os.close(tells)
         answer = os.read(up, 1)
         return {b"+": 0, b"b": BUSY}.get(answer, 1)
@@ -566,6 +571,7 @@ def main(folder: str, name: str) -> int:
     supervisor.listen()
     prctl(PR_SET_NAME, TITLE.encode())
     supervisor.tell()
+    os.close(turn)
     os.write(tells, b"+")
     os.close(tells)
     # the starter's output is closed by now; from here on errors have nowhere to go but the log
@@ -582,4 +588,4 @@ def main(folder: str, name: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:3]))
+    sys.exit(main(int(sys.argv[1]), sys.argv[2], sys.argv[3]))
