@@ -8,13 +8,14 @@ import ctypes
 import os
 import sqlite3
 import sys
-from contextlib import closing, suppress
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 LOCKED = 75
 """The exit status when another program keeps the database locked."""
-PAGES = 4096
-"""Copied in one step; then the disk is told to begin with them."""
+BEHIND_SECONDS = 0.1
 MAPPED = 2**40
 _START_WRITING = 2  # SYNC_FILE_RANGE_WRITE
 
@@ -35,16 +36,29 @@ def copy(source: Path, target: Path, lock_seconds: float) -> None:
         # no journal: a copy that is cut off is thrown away; and no cache of what is never read again
         for setting in ("journal_mode = OFF", "synchronous = OFF", "locking_mode = EXCLUSIVE", "cache_size = 10"):
             made.execute(f"PRAGMA {setting}")
-        with target.open("rb") as file:
-            opened.backup(made, pages=PAGES, progress=lambda *_: start_writing(file.fileno()))
+        with _writing_behind(target):
+            opened.backup(made)  # in one step: our own reading lasts all the time anyway
         if target.stat().st_size == 0:  # a database without any page is one all the same
             made.execute("PRAGMA user_version = 0")
 
 
-def start_writing(fd: int) -> None:
-    """Have the disk begin with what was written, so that the fsync at the end finds little left."""
-    with suppress(AttributeError):  # a C library without it: the fsync does it all
-        ctypes.CDLL(None).sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), _START_WRITING)
+@contextmanager
+def _writing_behind(target: Path) -> Iterator[None]:
+    """Have the disk begin with what is written, in a thread: it waits there, and the fsync finds little left."""
+    ended = threading.Event()
+
+    def follow() -> None:
+        with target.open("rb") as file, suppress(AttributeError):  # a C library without it: the fsync does it all
+            while not ended.wait(BEHIND_SECONDS):
+                ctypes.CDLL(None).sync_file_range(file.fileno(), ctypes.c_int64(0), ctypes.c_int64(0), _START_WRITING)
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def main() -> None:
