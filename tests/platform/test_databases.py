@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Set
 from contextlib import closing, suppress
@@ -357,7 +358,8 @@ def cut(request: pytest.FixtureRequest, tmp_path: Path) -> Rig:
     return make_rig(request.param, request, tmp_path)
 
 
-def test_a_restore_that_is_cut_off_anywhere_is_repeated(cut: Rig) -> None:
+def test_a_restore_that_is_cut_off_anywhere_is_repeated(cut: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(cut.folder))
     before = cut.content()
     cut.database.dump(cut.dump)
     # what changes a server is done by programs
