@@ -212,7 +212,7 @@ def test_the_closing_is_put_off(site: Site, chain: list[Path], call: Call) -> No
         call("app", "defer", "notes")
 
 
-@pytest.mark.parametrize("place", ["here"])  # tests/flows/test_requests.py has what an agent does
+@pytest.mark.parametrize("place", ["here"])  # tests/agent/test_requests.py has what an agent does
 def test_a_request_without_an_agent_looks_at_once(site: Site, chain: list[Path], call: Call, place: str) -> None:
     call("app", "install", "notes", "--version", "1.0.0")
     assert call("app", "request", "notes").startswith("Waiting for the user: notes 1.1.0: ")
