@@ -8,6 +8,7 @@ afterwards, in Cleaning-Up: the slot runs until the restart.
 from otaflow.flows.phase import phase
 from otaflow.platform.device import device
 from otaflow.tasks.boot import old_system_must_start, restart
+from otaflow.tasks.migration import are_migrations_made
 from otaflow.tasks.slots import check_previous_slot
 from otaflow.tasks.step import STEPS, compensate
 
@@ -20,6 +21,8 @@ def roll_back() -> bool:
     """
     for slot in former_slots():
         check_previous_slot(slot)
+    if are_migrations_made():
+        compensate(lambda intent: intent.phase == "verify" and STEPS[intent.step].when == "early")
     compensate(lambda intent: STEPS[intent.step].when == "early")
     if old_system_must_start() and not restart():
         return False

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 from uuid import uuid4
 
-from otaflow.errors import ErrorDuringActivation
+from otaflow.errors import ErrorDuringActivation, InvalidManifest
 from otaflow.package.metadata import Metadata
-from otaflow.platform.applications import Application, read_application, write_application
+from otaflow.platform.applications import UNITS, Application, read_application, write_application
 from otaflow.platform.copying import delete_tree
 from otaflow.platform.device import device
 from otaflow.platform.overlay import overlay
@@ -47,6 +47,7 @@ def prepare_files(folder: str) -> str:
         overlay(files, aside, metadata.remove)
     application = _label(metadata)
     write_application(aside, application)
+    _check_services(metadata, aside / UNITS)
     here.trees.sync(aside)
     return application.generation
 
@@ -148,9 +149,11 @@ def forget_tree(name: str, kept: str) -> None:
     """Give up the application's former tree: the update is committed, there is no undo."""
     here = device()
     aside = here.applications.aside(name, kept)
-    if aside.is_dir() and here.applications.find(name) is None:
+    if aside.is_dir():
+        present = {service for one in here.applications.all() for service in one.services}
         for service in read_application(aside).services:
-            here.services.release(service)
+            if service not in present:  # it is gone with the former version: nothing of it is held any more
+                here.services.release(service)
     here.trees.remove(aside)
 
 
@@ -186,6 +189,21 @@ def kept_tree(action: int | None = None) -> str:
     """The name under which this session's action prepares a tree, and keeps the former one."""
     session = device().journal.session
     return f"{session.id}-{session.current if action is None else action}"
+
+
+def _check_services(metadata: Metadata, units: Path) -> None:
+    """Its services can be used as they will be. Raises ServiceFailed; InvalidManifest for another one's units."""
+    here = device()
+    own = {path.name for path in units.glob("*")} if units.is_dir() else set()
+    for other in here.applications.all():
+        both = own & {path.name for path in here.applications.units(other.name).glob("*")}
+        if other.name != metadata.name and both:
+            raise InvalidManifest(
+                f"cannot install {metadata.name} {metadata.version}: {min(both)} is a service of {other.name}",
+                hint="services of two applications have different names",
+            )
+    for service in [*metadata.services.restart, *metadata.services.reload]:
+        here.services.check(service, units)
 
 
 def _label(metadata: Metadata) -> Application:

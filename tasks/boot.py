@@ -27,7 +27,8 @@ def check_dependencies(folders: list[str], removed: list[str]) -> None:
     changed = {metadata.name for metadata in packages} | set(removed)
     system = here.running_system()
     standing = [one for one in here.applications.all() if one.name not in changed]
-    clusters = {system.name: system.version, **{one.name: one.version for one in standing}}
+    clusters = {system.name: system.version}
+    clusters |= {one.name: one.version for one in standing} | {one.name: one.version for one in packages}
     rules.check_clusters(packages, clusters, [_standing(one) for one in standing])
 
 

@@ -99,6 +99,12 @@ def restore_data(name: str, databases: list[dict[str, Any]], dumps: str, closed:
     mirror(Path(dumps) / CONFIGURATION, here.configuration)
 
 
+@question("migration changes made")
+def are_migrations_made() -> bool:
+    """Whether data may have changed with the update that is taken back."""
+    return any(intent.step == "migrate" for intent in device().journal.open_intents())
+
+
 @step("remove dumps", retries=2)
 def forget_dumps(session: str) -> None:
     """Give up the data that was kept: the update is committed."""
@@ -184,6 +190,8 @@ def _migrate(name: str, migration: dict[str, Any], folder: Path) -> None:
     database = open_database(here, spec)
     timeout, cancelled = float(migration["timeout_seconds"]), here.stop_work.is_set
     environment = _environment(here, spec, database)
+    writable = [here.applications.data(spec["application"]), here.configuration]
+    protected = [here.root, here.slots.path(here.boot.running()), here.backups.folder, here.nvm]
     try:
         if migration.get("sql"):
             for script in migration["sql"]:
@@ -199,6 +207,8 @@ def _migrate(name: str, migration: dict[str, Any], folder: Path) -> None:
                 cancelled=cancelled,
                 cwd=folder,
                 env=environment,
+                writable=writable,
+                protected=protected,
             )
         else:
             program, *arguments = migration["program"]
@@ -209,8 +219,8 @@ def _migrate(name: str, migration: dict[str, Any], folder: Path) -> None:
                 timeout=timeout,
                 output=_show,
                 cancelled=cancelled,
-                writable=[here.applications.data(spec["application"]), here.configuration],
-                protected=[here.root, here.slots.path(here.boot.running()), here.backups.folder, here.nvm],
+                writable=writable,
+                protected=protected,
             )
     except OtaflowError:
         raise

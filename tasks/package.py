@@ -66,6 +66,7 @@ def check_application(folder: str, accepted: bool) -> None:
         installed=present.version if present else None,
         highest=highest_version(metadata.name),
         model=here.config.device.model,
+        system=here.running_system().name,
     )
     _check_migrations(metadata, accepted)
     _check_room(metadata, here.root)

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from otaflow import history
+from otaflow.action import NAMES
 from otaflow.errors import JournalCorrupt, OperationNotPermitted
 from otaflow.platform.device import Device, device
 from otaflow.policy import notices, words
@@ -191,7 +192,7 @@ def update_packages(install: Install, target: Target, package: str, decision: De
     offer = decision.offer
     for override in decision.overrides:
         log.warning("%s goes ahead: %s", offer.title(), override)
-    text = words.installing(offer.name, offer.version)
+    text = words.installing(offer)
     _post(Kind.INSTALLING, offer.name, offer.version, text)
     _emit("installing", offer.name, offer.version, text)
     install(target, package, lambda: _decide_again(decision))
@@ -334,13 +335,16 @@ def _post_end(record: Record) -> str:
     """Tell the applications how an action ended; the text for people."""
     name, version, why = record["name"], record["version"], record.get("why", "")
     resolution = record["resolution"]
-    if resolution == history.ACTIVATED:
+    if resolution == history.ACTIVATED and record["action"] == NAMES["remove"]:
+        kind, text = Kind.DONE, words.removed(name, version)
+    elif resolution == history.ACTIVATED:
         kind, text = Kind.DONE, words.done(name, version)
     elif resolution == history.FAILED:
         kind, text = Kind.FAILED, words.failed(name, version, why)
     else:
         kind = Kind.ROLLED_BACK
-        runs = device().running_system().version
+        system = device().running_system()
+        runs = device().applications.versions().get(name) or (system.version if name == system.name else "")
         text = words.rolled_back(name, version, why, runs=runs if runs != version else "")
     _post(kind, name, version, text, session=record["session"])
     _emit(str(kind), name, version, text)

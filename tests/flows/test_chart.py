@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from otaflow.flows import check
+from otaflow.flows import check, roll_back, verify
 from otaflow.tasks.step import STEPS
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +75,24 @@ def test_each_box_is_a_task_of_its_name(box: str, task: str) -> None:
         return
     assert hasattr(check, name[1]), f"flows/check.py does not use {name[1]}"
     assert STEPS[name[1]].title == box
+
+
+PHASES = {"verify": verify, "roll back": roll_back}
+
+
+@pytest.mark.parametrize(("box", "flow", "task"), [row for row in PAGE if row[1] in PHASES])
+def test_each_box_of_the_phases_is_a_task_of_its_name(box: str, flow: str, task: str) -> None:
+    """Or the undo of one, or the end of one."""
+    name = re.search(r"`(\w+)`", task)
+    if name is None or box.startswith("successful") or box == "revert updates":
+        assert "own end" in task or "the end of" in task or "the undo of every step" in task
+        return
+    step = STEPS[name[1]]
+    if task.startswith("the undo of"):
+        assert step.undo_title == box
+        return
+    assert step.title == box
+    assert hasattr(PHASES[flow], name[1])
 
 
 def test_the_order_is_the_charts() -> None:

@@ -255,16 +255,20 @@ class LightWorld(AppWorld):
             database.executescript("CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT); PRAGMA user_version = 1;")
             database.executemany("INSERT INTO notes (text) VALUES (?)", [("first",), ("second",)])
 
-    def build_light(self, version: str, *, before: str = "", sql: str = "", last: str = "", **metadata: Any) -> Path:
-        """A package of it: an update of `before` that runs `sql`; `last` is a line of its program."""
+    def build_light(
+        self, version: str, *, before: str = "", sql: str = "", last: str = "", units: bool = True, **metadata: Any
+    ) -> Path:
+        """A package of it: an update of `before` that runs `sql`; `last` is a line of its program, `units`
+        whether it has a service."""
         source = Path(tempfile.mkdtemp(dir=self.folder))
         for name in ("bin", "services", "migrations"):
             (source / "files" / name).mkdir(parents=True)
         program = LIGHT_PROGRAM.replace("VERSION", version).replace("LAST", last)
         (source / "files/bin/notes").write_text(program)
         (source / "files/bin/notes").chmod(0o755)
-        unit = LIGHT_UNIT.replace("TREE", str(self.tree)).replace("DATA", str(self.data))
-        (source / "files/services/notes.service").write_text(unit)
+        if units:
+            unit = LIGHT_UNIT.replace("TREE", str(self.tree)).replace("DATA", str(self.data))
+            (source / "files/services/notes.service").write_text(unit)
         (source / f"files/{version}").write_text("a file of this version's own")
         values: dict[str, Any] = {
             "format": 1,
@@ -272,8 +276,12 @@ class LightWorld(AppWorld):
             "kind": "application",
             "version": version,
             "update_number": 1,
-            "services": {"restart": ["notes.service"], "reload": ["notes.service"]},
+            "services": {"restart": ["notes.service"], "reload": ["notes.service"]} if units else {},
         }
+        if units:  # a service is up before its program has said so
+            said = f'tail -n 1 "$OTAFLOW_DATA/starts" | grep -q "^{version} "'
+            check = {"name": "started", "command": ["sh", "-c", said], "tries": 500, "wait_seconds": 0.02}
+            values["health"] = [check]
         if before:
             values |= {"applies_to": {"versions": before}, "remove": [before]}
         if sql:
@@ -286,6 +294,13 @@ class LightWorld(AppWorld):
     def install_light(self) -> None:
         """Install 1.0.0."""
         self.install(self.action("1.0.0", self.build_light("1.0.0")))
+
+    def wait_for_starts(self, count: int) -> list[str]:
+        """The starts when there are so many: a program says so a moment after it began."""
+        end = time.monotonic() + 60
+        while len(self.starts()) < count and time.monotonic() < end:
+            time.sleep(0.02)
+        return self.starts()
 
     def starts(self) -> list[str]:
         """Which version was started on which schema, in order."""
