@@ -10,7 +10,10 @@ from tiny_apps import MORE, SICK, build_app, install_app
 from update_world import Packages
 
 from otaflow import answers
+from otaflow.actions import find_removal
 from otaflow.deployments.check import poll_alone
+from otaflow.platform.device import using
+from otaflow.tasks.policy import memory
 
 FREE = f"ask = false\n{MORE}"
 ASKS = f"ask = true\n{MORE}"
@@ -151,3 +154,17 @@ def answer(site: Site, name: str, choice: str) -> None:
     device = site.world.device()
     [offer] = [one for one in answers_of(site) if one.name == name]
     answers.give(device, offer, choice, by="a test", through="command")
+
+
+def test_what_is_told_of_an_application(installing: Site, apps: Path) -> None:
+    """In its own words: what runs after it was taken back is the application's version, not the system's."""
+    installing.publish(build_app(apps, "notes", "1.1.0", "1.0.0", health=SICK))
+    poll_alone(installing.world.device())
+    device = installing.world.device()
+    with installing.world.ucm() as ucm:
+        ucm.install(find_removal(device, "radio"))
+    poll_alone(installing.world.device())
+    with using(device):
+        texts = [message.text for message in memory().inbox.read()]
+    assert [text for text in texts if text.startswith("notes 1.1.0 was taken back: ") and "Version 1.0.0 runs" in text]
+    assert texts[-1] == "radio 1.0.0 was removed; its data stays."

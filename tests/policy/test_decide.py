@@ -282,7 +282,7 @@ EXPLAINED = {
         {"failure": failed(), "answer": said(Choice.NOT_THIS_ONE, days=None)},
         [
             "base 1.1.0 is refused",
-            "  not now: it failed on 2026-03-02 10:00 UTC; it could not be put into the spare slot: exit 1 (until",
+            "  not now: it failed on 2026-03-02 10:00 UTC; it could not be prepared: exit 1 (until",
             "  not now: ann said `not-this-one` on 2026-03-02 11:00 UTC",
             "  to do: `otaflow consent withdraw`",
         ],

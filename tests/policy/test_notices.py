@@ -122,6 +122,15 @@ SAID = {
         words.rolled_back("base", "1.1.0", ""),
         "base 1.1.0 is being taken back: the reason is not known.",
     ),
+    "installing": (
+        words.installing(OFFER),
+        "base 1.1.0 is being installed. The device can be used meanwhile; it may restart at the end.",
+    ),
+    "installing an application": (
+        words.installing(replace(OFFER, kind="application")),
+        "base 1.1.0 is being installed. The device can be used meanwhile; it is closed for the last of it.",
+    ),
+    "removed": (words.removed("base", "1.1.0"), "base 1.1.0 was removed; its data stays."),
     "done": (words.done("base", "1.1.0"), "base 1.1.0 is installed and works."),
 }
 

@@ -121,10 +121,10 @@ _STRENGTH = (Verdict.REFUSE, Verdict.WAIT, Verdict.ASK)
 _FAILED = {
     Kind.STOPPED: "it was stopped",
     Kind.FETCHING: "it could not be fetched",
-    Kind.PROCESSING: "it could not be put into the spare slot",
+    Kind.PROCESSING: "it could not be prepared",
     Kind.ACTIVATION: "it could not be activated",
     Kind.RESTART: "the new system did not start",
-    Kind.VERIFICATION: "the new system was not healthy",
+    Kind.VERIFICATION: "it was not healthy",
     Kind.TAKEN_BACK: "it was taken back",
 }
 

@@ -21,14 +21,20 @@ def available(offer: Offer, verdict: Verdict) -> str:
     return f"{urgent} is available: {offer.title()}{size}.{about}{loss} {_FOLLOWS[verdict]}"
 
 
-def installing(name: str, version: str) -> str:
+def installing(offer: Offer) -> str:
     """An update begins."""
-    return f"{name} {version} is being installed. The device can be used meanwhile; it may restart at the end."
+    end = "it is closed for the last of it" if offer.kind == "application" else "it may restart at the end"
+    return f"{offer.title()} is being installed. The device can be used meanwhile; {end}."
 
 
 def done(name: str, version: str) -> str:
     """An update is in place."""
     return f"{name} {version} is installed and works."
+
+
+def removed(name: str, version: str) -> str:
+    """An application is not there any more."""
+    return f"{name} {version} was removed; its data stays."
 
 
 def failed(name: str, version: str, why: str) -> str:
