@@ -2,10 +2,12 @@
 BIN := .venv/bin
 READY := .venv/ready
 ARGS ?=
+# so many test files at a time; 0: all in one process, as --pdb needs it
+JOBS ?= 2
 
 help:
 	@echo "make demo       a good update, a sick one that is rolled back; ARGS=--keep leaves it all running"
-	@echo "make test       all tests, linters included; ARGS are pytest's"
+	@echo "make test       all tests, linters included; ARGS are pytest's, JOBS=2 files at a time"
 	@echo "make test-fast  the tests that need neither btrfs nor a Prefect server"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     ruff's formatter"
@@ -21,7 +23,7 @@ demo: $(READY)
 test: $(READY)
 	@.ci/packages test
 	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && \
-	env -u PREFECT_API_URL -u OTAFLOW_CONFIG PREFECT_HOME="$$home" $(BIN)/python -m pytest $(ARGS)
+	env -u PREFECT_API_URL -u OTAFLOW_CONFIG PREFECT_HOME="$$home" $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-fast: $(READY)
 	@$(BIN)/python -m pytest -q tests/package tests/platform tests/repo -m "not btrfs" $(ARGS)
