@@ -4,6 +4,7 @@ from typing import Any
 
 from otaflow.flows.phase import phase
 from otaflow.flows.process import Processed
+from otaflow.platform.device import device
 from otaflow.tasks.applications import ask_to_close, remove_application, replace_files, stop_application
 from otaflow.tasks.boot import check_dependencies, flip_slot
 from otaflow.tasks.configuration import restore_configuration, restore_main
@@ -18,7 +19,8 @@ def activate_update(processed: Processed | None, folders: list[str], application
 
     `folders` hold all packages of the session.
     """
-    check_dependencies(folders, [part["name"] for part in applications if part["kind"] == "remove"])
+    removed = [part["name"] for part in applications if part["kind"] == "remove"]
+    check_dependencies(folders, removed, processed["target"] if processed else device().boot.running())
     for part in applications:
         ask_to_close(name=part["name"], version=part["version"], priority=part["priority"])
     for part in applications:
@@ -33,13 +35,15 @@ def activate_update(processed: Processed | None, folders: list[str], application
 
 @phase("activate")
 def activate_slot(processed: Processed) -> None:
-    """Make the previous slot the one that boots next."""
+    """Make the previous slot the one that boots next; what depends on the present system keeps it from that."""
+    check_dependencies([], [], processed["target"])
     flip_slot(processed["target"], processed["generation"])
 
 
 @phase("activate")
 def activate_backup(processed: Processed) -> None:
     """Bring the configuration of the backup back, and boot the slot that was filled from it."""
+    check_dependencies([], [], processed["target"])
     restore_configuration(processed["configuration"], processed["backup"])
     flip_slot(processed["target"], processed["generation"])
 

@@ -7,6 +7,7 @@ afterwards, in Cleaning-Up: the slot runs until the restart.
 
 from otaflow.flows.phase import phase
 from otaflow.platform.device import device
+from otaflow.tasks.applications import check_former_tree
 from otaflow.tasks.boot import old_system_must_start, restart
 from otaflow.tasks.migration import are_migrations_made
 from otaflow.tasks.slots import check_previous_slot
@@ -21,6 +22,8 @@ def roll_back() -> bool:
     """
     for slot in former_slots():
         check_previous_slot(slot)
+    for name, kept in former_trees():
+        check_former_tree(name, kept)
     if are_migrations_made():
         compensate(lambda intent: intent.phase == "verify" and STEPS[intent.step].when == "early")
     compensate(lambda intent: STEPS[intent.step].when == "early")
@@ -28,6 +31,15 @@ def roll_back() -> bool:
         return False
     compensate(lambda intent: STEPS[intent.step].when == "restarted")
     return True
+
+
+def former_trees() -> list[tuple[str, str]]:
+    """The applications whose former files would be theirs again, and under what those are kept."""
+    return [
+        (intent.memory["name"], intent.memory["kept"])
+        for intent in device().journal.open_intents()
+        if intent.step == "replace_files" and intent.memory["former"]
+    ]
 
 
 def former_slots() -> list[str]:

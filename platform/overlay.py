@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,21 +11,24 @@ from otaflow.platform.copying import copy_file, copy_other, copy_xattrs, delete_
 SPECIAL = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
 
 
-def overlay(source: Path, target: Path, remove: Iterable[str] = ()) -> None:
+def overlay(
+    source: Path, target: Path, remove: Iterable[str] = (), *, before_each: Callable[[], None] = lambda: None
+) -> None:
     """Make every file of the tree `source` a file of the tree `target`; `remove` names what of `target` goes.
 
     A file with the same content is not written: on btrfs it goes on sharing its data with the former version. A file
     that is replaced keeps its owners, its extended attributes (capabilities too) and its special mode bits; its
-    permissions are the package's. OSError when a folder is to take a mount point's place.
+    permissions are the package's. `before_each` file it may be ended. OSError when a folder is to take a mount point's
+    place.
     """
     for name in remove:
         # Through a link it would be something outside of the application.
         if not any((target / parent).is_symlink() for parent in Path(name).parents):
             delete_tree(target / name)
-    _overlay_folder(source, target)
+    _overlay_folder(source, target, before_each)
 
 
-def _overlay_folder(source: Path, target: Path) -> None:
+def _overlay_folder(source: Path, target: Path, before_each: Callable[[], None]) -> None:
     if target.is_symlink() or not target.is_dir():
         delete_tree(target)
         target.mkdir()
@@ -34,8 +37,9 @@ def _overlay_folder(source: Path, target: Path) -> None:
     for entry in found:
         seen = entry.stat(follow_symlinks=False)
         one, other = Path(entry.path), target / entry.name
+        before_each()
         if stat.S_ISDIR(seen.st_mode):
-            _overlay_folder(one, other)
+            _overlay_folder(one, other, before_each)
         elif stat.S_ISREG(seen.st_mode):
             _overlay_file(one, other, seen)
         else:

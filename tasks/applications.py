@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from uuid import uuid4
 
-from otaflow.errors import ErrorDuringActivation, InvalidManifest
+from otaflow.errors import ErrorDuringActivation, InvalidManifest, NothingToRollback, OtaflowError
 from otaflow.package.metadata import Metadata
 from otaflow.platform.applications import UNITS, Application, read_application, write_application
 from otaflow.platform.copying import delete_tree
@@ -44,7 +44,7 @@ def prepare_files(folder: str) -> str:
         here.trees.create(aside)
     files = Path(folder) / "files"
     if files.is_dir():
-        overlay(files, aside, metadata.remove)
+        overlay(files, aside, metadata.remove, before_each=stop_if_asked)
     application = _label(metadata)
     write_application(aside, application)
     _check_services(metadata, aside / UNITS)
@@ -121,14 +121,30 @@ def start_former(name: str, services: list[str], running: list[str]) -> None:
 @step("replace files", retries=2, when="early", key="name")
 def replace_files(*, name: str, kept: str, generation: str) -> None:
     """Let the prepared tree be the application, in one exchange; the former one is kept."""
-    memory = remember(name=name, kept=kept, generation=generation)
-    device().applications.switch(name, memory["kept"], memory["generation"])
+    here = device()
+    memory = remember(name=name, kept=kept, generation=generation, former=here.applications.path(name).is_dir())
+    here.applications.switch(name, memory["kept"], memory["generation"])
 
 
 @replace_files.undo
-def put_back_files(name: str, kept: str, generation: str) -> None:
-    """Let the former tree be the application again."""
+def put_back_files(name: str, kept: str, generation: str, former: bool) -> None:
+    """Let the former tree be the application again. NothingToRollback when it is gone: the present one stays then."""
+    if former:
+        check_former_tree(name, kept)
     device().applications.switch_back(name, kept, generation)
+
+
+def check_former_tree(name: str, kept: str) -> None:
+    """Raise NothingToRollback when one of the application's two trees, the present and the former one, is not there."""
+    applications = device().applications
+    for tree in (applications.path(name), applications.aside(name, kept)):
+        try:
+            read_application(tree)
+        except OtaflowError as error:
+            raise NothingToRollback(
+                f"cannot roll back {name}: its former files are not there any more ({error})",
+                hint="install the application anew",
+            ) from error
 
 
 @step("remove application", retries=2, when="early", key="name")

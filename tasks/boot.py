@@ -13,11 +13,12 @@ from otaflow.ucm.states import State
 
 
 @step("check dependencies", retries=1)
-def check_dependencies(folders: list[str], removed: list[str]) -> None:
+def check_dependencies(folders: list[str], removed: list[str], slot: str) -> None:
     """Check dependencies and conflicts over all software clusters as they would be, the installed ones included.
 
-    `folders` are the extracted packages of the session, in their order; `removed` are applications that go. Changes
-    nothing. Raises MissingDependencies; ErrorNoValidProcessing when what was processed is gone.
+    `folders` are the extracted packages of the session, in their order; `removed` are applications that go; `slot`
+    holds the system that runs then. Changes nothing. Raises MissingDependencies; ErrorNoValidProcessing when what was
+    processed is gone.
     """
     try:
         packages = [metadata_of(folder) for folder in folders]
@@ -25,7 +26,7 @@ def check_dependencies(folders: list[str], removed: list[str]) -> None:
         raise ErrorNoValidProcessing(f"cannot activate: the processed package is gone ({error})") from error
     here = device()
     changed = {metadata.name for metadata in packages} | set(removed)
-    system = here.running_system()
+    system = read_label(here.slots.path(slot))
     standing = [one for one in here.applications.all() if one.name not in changed]
     clusters = {system.name: system.version}
     clusters |= {one.name: one.version for one in standing} | {one.name: one.version for one in packages}

@@ -24,6 +24,7 @@ from otaflow.errors import (
     IncompatibleDelta,
     MissingDependencies,
     NothingToRevert,
+    NothingToRollback,
     OldVersion,
     OperationNotPermitted,
     OtaflowError,
@@ -288,6 +289,30 @@ def test_what_another_one_depends_on_is_not_removed(light: LightWorld) -> None:
     package = light.build_light("1.0.0", **needs)
     light.install(Action("install", "maps", "1.0.0", 1, package=str(package)))
     refuse(light, light.action("1.0.0", Path(), "remove"), MissingDependencies, "maps.*notes")
+
+
+def test_a_system_that_an_application_needs_is_not_gone_back_from(light: LightWorld) -> None:
+    light.install(build_system(light))
+    needs = {"dependencies": [{"name": SYSTEM, "versions": ">=1.1.0"}], "units": False, "name": "maps"}
+    light.install(Action("install", "maps", "1.0.0", 1, package=str(light.build_light("1.0.0", **needs))))
+    refuse(light, Action("previous-slot", SYSTEM, "1.0.0"), MissingDependencies, "maps depends on demo-system")
+
+
+def test_without_the_former_files_there_is_nothing_to_roll_back(light: LightWorld) -> None:
+    with light.ucm() as ucm:
+        ucm.process(light_update(light))
+        ucm.activate()
+        ucm.verify()
+        (kept,) = light.device().applications.leavings()
+        kept.rename(light.root / "elsewhere")
+        with pytest.raises(NothingToRollback, match="its former files are not there"):
+            ucm.rollback()
+        assert ucm.state == "Activated"
+        assert light.device().applications.versions() == {"notes": "1.1.0"}
+        (light.root / "elsewhere").rename(kept)
+        ucm.rollback()
+        ucm.finish()
+    assert light.device().applications.versions() == {"notes": "1.0.0"}
 
 
 def irreversible(world: LightWorld, **facts: Any) -> Action:

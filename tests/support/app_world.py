@@ -135,7 +135,17 @@ class AppWorld:
     # --- the service ----------------------------------------------------------------------------------------------
 
     def get(self) -> dict[str, Any]:
-        """What the service answers. OSError where it does not."""
+        """What the service answers. OSError where it does not within a minute: it listens a moment after its start."""
+        end = time.monotonic() + 60
+        while True:
+            try:
+                return self._get()
+            except ConnectionRefusedError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.05)
+
+    def _get(self) -> dict[str, Any]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             connection.request("GET", "/")
