@@ -1,13 +1,18 @@
 """What applications and their users ask of the agent: updates, removal, a later closing; and packages together."""
 
 import json
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from agent_rig import SECONDS, Rig, running
+from agent_rig import SECONDS, Rig, in_thread, running
 from poll_rig import Site
 from tiny_apps import MORE, build_app, install_app
 from update_world import Packages, World
@@ -16,10 +21,10 @@ from otaflow import errors
 from otaflow.agent.requests import Requests
 from otaflow.cli.commands import app
 from otaflow.platform.device import Device
-from otaflow.policy.closing import Closing, Request
 from otaflow.repo import admin
 from otaflow.repo.certificates import make_authority
 
+LINGERS = "#!/bin/sh\nwhile :; do sleep 1; done\n"
 ASKS = f'ask = true\n{MORE}[api]\nsocket = "../ucm.sock"\n'
 
 
@@ -84,17 +89,23 @@ def test_what_is_not_installed(device: Device) -> None:
 
 
 @pytest.fixture
-def asked(world: World, tmp_path: Path, quick: None, signed: Any) -> Iterator[tuple[Rig, Site]]:
+def close_seconds() -> int:
+    """How long an application that is asked to close is waited for."""
+    return 0
+
+
+@pytest.fixture
+def asked(world: World, tmp_path: Path, quick: None, signed: Any, close_seconds: int) -> Iterator[tuple[Rig, Site]]:
     """An agent on a device with an application at 1.0.0, whose user is asked; its repository has two updates."""
     folder = tmp_path / "repository"
     admin.init(folder / "site")
     site = Site(world, folder, make_authority(folder / "tls"))
     world.configure(MORE)
-    install_app(world, build_app(tmp_path, "notes", "1.0.0"), "notes", "1.0.0")
+    install_app(world, build_app(tmp_path, "notes", "1.0.0", program=LINGERS), "notes", "1.0.0")
     site.publish(build_app(tmp_path, "notes", "1.1.0", "1.0.0"))
     site.publish(build_app(tmp_path, "notes", "1.2.0", "1.1.0", irreversible=True))
     with site.served() as url:
-        site.configure(url, policy=ASKS)
+        site.configure(url, policy=ASKS.replace("close_seconds = 0", f"close_seconds = {close_seconds}"))
         with running(world, signed) as rig:
             yield rig, site
 
@@ -107,11 +118,10 @@ def test_an_application_asks_for_its_updates(asked: tuple[Rig, Site]) -> None:
     """It is answered at once, and reads what was found in its inbox; what is installed is the user's to say."""
     rig, site = asked
     assert rig.client.request_update("notes") == {"searching": True, "offers": []}
-    for message in rig.client.watch_messages("notes"):
-        assert (message["kind"], message["package"], message["version"]) == ("available", "notes", "1.1.0")
-        break
+    message = wait_for_message(rig, "available")
+    assert (message["package"], message["version"]) in (("notes", "1.1.0"), ("notes", "1.2.0"))
     while (answer := rig.client.request_update("notes"))["searching"]:
-        pass
+        time.sleep(0.05)
     assert [(offer["version"], offer["verdict"]) for offer in answer["offers"]] == [("1.1.0", "ask"), ("1.2.0", "ask")]
     assert versions(site) == {"notes": "1.0.0"}
     with pytest.raises(errors.OperationNotPermitted, match="it is not installed"):
@@ -174,9 +184,55 @@ def test_an_application_is_removed(asked: tuple[Rig, Site], way: str) -> None:
             rig.client.remove("notes")
 
 
-def test_the_closing_is_put_off(asked: tuple[Rig, Site]) -> None:
+def start_orphan(program: Path) -> psutil.Process:
+    """Start a program that is no child of the agent, as a user's program is."""
+    start = "subprocess.Popen(sys.argv[1:], start_new_session=True, stdout=-3, stderr=-3)"
+    code = f"import subprocess, sys; print({start}.pid)"
+    done = subprocess.run([sys.executable, "-c", code, program], capture_output=True, text=True, check=True)
+    return psutil.Process(int(done.stdout))
+
+
+def wait_for_message(rig: Rig, kind: str) -> dict[str, Any]:
+    """The newest message of the kind, once there is one."""
+    end = time.monotonic() + SECONDS
+    while True:
+        if found := [one for one in rig.client.get_messages("notes") if one["kind"] == kind]:
+            return found[-1]
+        assert time.monotonic() < end, f"no message says {kind}"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("close_seconds", [600])
+@pytest.mark.parametrize("way", ["closes", "acknowledges"])
+def test_an_application_that_runs_is_waited_for(asked: tuple[Rig, Site], way: str) -> None:
+    """It is told, may put it off within bounds, and is updated when it is gone, or ready to be ended."""
     rig, site = asked
     with pytest.raises(errors.OperationNotPermitted, match="it was not asked to close"):
         rig.client.defer("notes")
-    Closing(site.world.device().nvm).ask(Request("notes", "1.1.0", 0, 30.0, most=2))
-    assert rig.client.defer("notes") == {"secondsLeft": 330.0, "defersLeft": 1}
+    rig.client.request_update("notes")
+    wait_for_message(rig, "available")
+    program = start_orphan(site.world.device().applications.path("notes") / "bin/program")
+    try:
+        rig.client.process_sw_package(rig.client.transfer(site.folder.parent / "notes-1.1.0.nua"))
+        activated = in_thread(rig.another_client().activate)
+        message = wait_for_message(rig, "close-requested")
+        assert message["facts"]["seconds"] == 600
+        answers = [rig.client.defer("notes") for _ in range(3)]
+        assert [answer["defersLeft"] for answer in answers] == [2, 1, 0]
+        assert 900 < answers[2]["secondsLeft"] <= 1500
+        with pytest.raises(errors.OperationNotPermitted, match="put off 3 times"):
+            rig.client.defer("notes")
+        assert rig.state == "Activating"
+        assert program.is_running()
+        if way == "closes":
+            program.terminate()
+        else:
+            rig.client.acknowledge_message("notes", message["id"])
+        activated.result(SECONDS)
+        rig.wait_for("Activated")
+        assert not program.is_running() or program.status() == psutil.STATUS_ZOMBIE, "what still ran was ended"
+        rig.client.finish()
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            program.kill()
+    assert versions(site) == {"notes": "1.1.0"}
