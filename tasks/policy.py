@@ -16,6 +16,7 @@ from otaflow.errors import JournalCorrupt, OperationNotPermitted
 from otaflow.platform.device import Device, device
 from otaflow.policy import notices, words
 from otaflow.policy.decide import Decision, Verdict
+from otaflow.policy.due import Last
 from otaflow.policy.failures import WAYS_BACK, nameless
 from otaflow.policy.failures import Kind as FailureKind
 from otaflow.policy.inbox import Kind
@@ -99,10 +100,12 @@ def offers() -> list[Offer]:
     ]
 
 
-def last_poll(which: Device) -> datetime | None:
-    """When the device was polled last; None where it never was."""
-    text = Store(which.nvm / "policy" / "told").read().get("poll", {}).get("time")
-    return as_moment(text) if text else None
+def last_poll(which: Device) -> Last | None:
+    """When the device was polled last, and at which boot counter; None where it never was."""
+    poll = Store(which.nvm / "policy" / "told").read().get("poll", {})
+    if not poll.get("time"):
+        return None
+    return Last(as_moment(poll["time"]), int(poll.get("boots", which.boots.count())))
 
 
 # --- diamonds ---------------------------------------------------------------------------------------------------------
@@ -142,7 +145,7 @@ def look_at_what_ended() -> list[str]:
     with _told().changing() as told:
         first = "told" not in told
         known = told.setdefault("told", {"count": 0})
-        told["poll"] = {"time": as_text(now)}
+        told["poll"] = {"time": as_text(now), "boots": device().boots.count()}
         for record in records[known["count"] :]:
             content = _content_of(told, record)
             # A board without a clock of its own writes 1970: what is seen for the first time counts as of now.

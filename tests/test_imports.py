@@ -11,7 +11,7 @@ SOURCE = ROOT / "src" / "otaflow"
 
 LAYERS = [
     {"cli", "api", "agent", "at_boot", "deployments", "examples"},
-    {"answers", "installing", "closing"},
+    {"answers", "installing", "closing", "due"},
     {"work", "through", "embedded", "asked"},
     {"recovery"},
     {"service", "phases", "parts", "refusals", "actions", "ends"},

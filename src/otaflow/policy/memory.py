@@ -5,7 +5,7 @@ from pathlib import Path
 
 from otaflow.policy.consent import Consents
 from otaflow.policy.decide import Decision, Rules, decide
-from otaflow.policy.failures import Failures, nameless
+from otaflow.policy.failures import Failure, Failures, nameless
 from otaflow.policy.inbox import Inbox
 from otaflow.policy.offer import Offer
 from otaflow.policy.windows import Windows
@@ -23,6 +23,8 @@ class Memory:
     def decide(self, offer: Offer, *, windows: Windows, now: datetime, boots: int, rules: Rules) -> Decision:
         """`decide`, with what is remembered of the offer's content."""
         answer = self.consents.find(offer.content, now)
-        failure = self.failures.find(offer.content, now)
-        failure = failure or self.failures.find(nameless(offer.name, offer.version), now)
-        return decide(offer, answer, windows, failure, now=now, boots=boots, rules=rules)
+        return decide(offer, answer, windows, self.find_failure(offer, now), now=now, boots=boots, rules=rules)
+
+    def find_failure(self, offer: Offer, now: datetime) -> Failure | None:
+        """How this content failed, or what no poll had announced under its name and version."""
+        return self.failures.find(offer.content, now) or self.failures.find(nameless(offer.name, offer.version), now)
