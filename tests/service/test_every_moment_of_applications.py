@@ -19,14 +19,15 @@ from otaflow.action import Action
 from otaflow.errors import OtaflowError
 from otaflow.recovery import recover
 
-SICK = "exit 1"
+SICK = {"health": [{"name": "well", "command": ["sh", "-c", "echo unwell; exit 1"], "tries": 1}]}
+"""Not a service that ends: whether that is seen at its start or later depends on the machine."""
 STORIES: dict[str, Callable[[LightWorld], list[Action]]] = {
     "update": lambda world: [world.action("1.1.0", world.build_light("1.1.0", before="1.0.0", sql=ADD_AUTHOR))],
     "failing migration": lambda world: [
         world.action("1.1.0", world.build_light("1.1.0", before="1.0.0", sql=FAIL_HALF_WAY))
     ],
-    "sick service": lambda world: [
-        world.action("1.1.0", world.build_light("1.1.0", before="1.0.0", sql=ADD_AUTHOR, last=SICK))
+    "sick application": lambda world: [
+        world.action("1.1.0", world.build_light("1.1.0", before="1.0.0", sql=ADD_AUTHOR, **SICK))
     ],
     "remove": lambda world: [world.action("1.0.0", Path(), "remove")],
 }
@@ -163,7 +164,7 @@ def test_a_kill_and_recover_leave_all_or_nothing(
         assert differences(before, world.picture()) == {}
 
 
-@pytest.mark.parametrize(("story", "point", "how"), killed(own_moments, "failing migration", "sick service"))
+@pytest.mark.parametrize(("story", "point", "how"), killed(own_moments, "failing migration", "sick application"))
 def test_a_kill_in_the_middle_of_an_undo(world: LightWorld, story: str, point: str, how: str, zygote: Any) -> None:
     before = world.picture()
     assert zygote.run(world, "install", fault=f"{point}:kill", action=STORIES[story](world)) == -9
@@ -175,13 +176,13 @@ def test_a_kill_in_the_middle_of_an_undo(world: LightWorld, story: str, point: s
 
 
 def undo_moments() -> list[str]:
-    return [name for name in own_moments("sick service") if name.startswith("undo.") and not name.endswith(".done")]
+    return [name for name in own_moments("sick application") if name.startswith("undo.") and not name.endswith(".done")]
 
 
 @pytest.mark.parametrize("point", undo_moments())
 def test_an_undo_that_fails_is_tried_again(world: LightWorld, point: str, fault_points: Any) -> None:
     before = world.picture()
-    actions = STORIES["sick service"](world)
+    actions = STORIES["sick application"](world)
     fault_points(point, "fail")
     with pytest.raises(OtaflowError):
         world.install(*actions)
