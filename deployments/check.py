@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,8 +26,10 @@ from otaflow.flows.clients import is_api_trouble
 from otaflow.platform.device import Device, using
 from otaflow.policy import words
 from otaflow.policy.consent import Choice
-from otaflow.policy.decide import Verdict
+from otaflow.policy.decide import Decision, Verdict
 from otaflow.policy.offer import Offer
+from otaflow.policy.spread import find_moment
+from otaflow.policy.windows import Windows
 from otaflow.tasks.policy import tell_of_poll
 
 log = logging.getLogger("otaflow.policy")
@@ -111,8 +113,8 @@ async def _poll(device: Device, run: str, application: str) -> Polled:
                 if polled.installed:
                     runs.report(device, before)
                 for decision in polled.left if run else ():
-                    if decision.until:
-                        runs.poll_again(run, decision.offer.content, decision.until)
+                    if moment := _find_moment(device, decision):
+                        runs.poll_again(run, decision.offer.content, moment)
             asked = _find_question(device, polled, run)
             if not asked:
                 break
@@ -130,6 +132,12 @@ def _bookkeeping() -> Iterator[None]:
         if not is_api_trouble(error):
             raise
         log.warning("cannot tell Prefect: %s", error)
+
+
+def _find_moment(device: Device, decision: Decision) -> datetime | None:
+    """When a poll may do more for what was left now; at a window's opening not all devices come at once."""
+    jitter = timedelta(minutes=device.config.poll.jitter_minutes)
+    return find_moment(decision, Windows.of(device.config.policy.windows), device.config.device.name, jitter)
 
 
 def _look(device: Device, run: str, application: str) -> Polled:

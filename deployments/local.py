@@ -1,6 +1,5 @@
 """What `otaflow up` deploys on its device: the flows of this folder, with the schedules of the configuration."""
 
-import hashlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from otaflow.deployments.install import install
 from otaflow.deployments.report import report
 from otaflow.deployments.rollback import rollback
 from otaflow.deployments.update import update
+from otaflow.policy.spread import share_of
 
 
 def deployed(config: Config, file: Path | None) -> list[Deployed]:
@@ -48,5 +48,4 @@ def deployed(config: Config, file: Path | None) -> list[Deployed]:
 
 def _anchor(name: str, interval: timedelta) -> datetime:
     """A moment of the device's own within the interval: devices that were switched on together do not poll together."""
-    share = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) / 2**32
-    return datetime(2026, 1, 1, tzinfo=UTC) + interval * share
+    return datetime(2026, 1, 1, tzinfo=UTC) + interval * share_of(name)
