@@ -82,6 +82,14 @@ class Applications:
                 continue
         return found
 
+    def services(self, name: str) -> list[str]:
+        """The services of an installed application; of one with a damaged label, all that it has unit files of."""
+        return _services(self.path(name))
+
+    def kept_services(self, name: str, kept: str) -> list[str]:
+        """The same of the tree that is kept under `kept`; none where there is no such tree."""
+        return _services(self.aside(name, kept))
+
     def switch(self, name: str, kept: str, generation: str) -> None:
         """Let the prepared tree of `generation` be the application, and keep the former one under `kept`."""
         path, aside = self.path(name), self.aside(name, kept)
@@ -134,6 +142,13 @@ def read_application(tree: Path) -> Application:
 def write_application(tree: Path, application: Application) -> None:
     """Give an application's tree its label, durably."""
     write_atomic(tree / LABEL, json.dumps(asdict(application), indent=1).encode() + b"\n")
+
+
+def _services(tree: Path) -> list[str]:
+    try:
+        return read_application(tree).services
+    except OtaflowError:
+        return sorted(path.name for path in (tree / UNITS).glob("*.service"))
 
 
 def _generation(tree: Path) -> str:

@@ -99,8 +99,7 @@ def stop_application(*, name: str, services: list[str]) -> None:
     ErrorDuringActivation when it cannot be closed fully.
     """
     here = device()
-    application = here.applications.find(name)
-    former = application.services if application else []
+    former = here.applications.services(name)
     every = list(dict.fromkeys([*former, *services]))
     memory = remember(name=name, services=every, running=[one for one in former if here.services.state(one).active])
     close_application(name, memory["services"])
@@ -165,21 +164,17 @@ def forget_tree(name: str, kept: str) -> None:
     """Give up the application's former tree: the update is committed, there is no undo."""
     here = device()
     aside = here.applications.aside(name, kept)
-    if aside.is_dir():
-        present = {service for one in here.applications.all() for service in one.services}
-        for service in read_application(aside).services:
-            if service not in present:  # it is gone with the former version: nothing of it is held any more
-                here.services.release(service)
+    present = {service for one in here.applications.all() for service in one.services}
+    for service in here.applications.kept_services(name, kept):
+        if service not in present:  # it is gone with the former version: nothing of it is held any more
+            here.services.release(service)
     here.trees.remove(aside)
 
 
 def is_closed(name: str) -> bool:
     """Whether nothing of the application runs."""
     here = device()
-    application = here.applications.find(name)
-    if application is None:
-        return True
-    if any(here.services.state(service).active for service in application.services):
+    if any(here.services.state(service).active for service in here.applications.services(name)):
         return False
     return not find_processes([here.applications.path(name)])
 

@@ -217,8 +217,9 @@ def log_error(name: str, version: str, error: str, why: str) -> str:
     text = words.failed(name, version, why) if version else f"The search for updates failed: {why}"
     log.error("%s", text)
     with _told().changing() as told:
-        known = told.get("trouble", {}).get("error") == error
-        told["trouble"] = {"error": error}
+        trouble = {"error": error, "name": name}
+        known = told.get("trouble") == trouble
+        told["trouble"] = trouble
     if not known and not ended:
         _post(Kind.FAILED, name, version, text, error=error)
         _emit("failed", name, version, text)

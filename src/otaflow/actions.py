@@ -64,13 +64,12 @@ def find_installation(
 
 def find_removal(device: Device, name: str) -> Action:
     """The action that removes the application `name`. Raises NothingToRevert where there is none."""
-    present = device.applications.find(name)
-    if present is None:
+    if name not in device.applications.names():
         raise NothingToRevert(
             f"cannot remove {name}: it is not installed", hint="`otaflow app list` shows what is installed"
         )
-    facts = {"from_version": present.version}
-    return Action("remove", name, present.version, present.update_number, facts=facts)
+    version = device.applications.versions().get(name, "unknown")  # a damaged label keeps nobody from removing it
+    return Action("remove", name, version, facts={"from_version": version})
 
 
 def _system_before(device: Device) -> str:

@@ -3,6 +3,7 @@
 The command line and `deployments/` both end here, so that a button in Prefect's UI and a typed command do the same.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from otaflow.flows.session import PrefectRuns
     from otaflow.repo.choice import Target
     from otaflow.service import Ucm
+
+
+log = logging.getLogger("otaflow")
 
 
 def load_device(config: Path | None, source: str | None = None) -> Device:
@@ -58,7 +62,7 @@ def working(device: Device, *, prefect: bool = True) -> Iterator[tuple["Ucm", "P
         device.boots.note_boot()
         if prefect and device.journal.needs_recovery:
             recover(Ucm(device), verifies=False)
-        runs = connect_prefect(device) if prefect else None
+        runs = _connect_or_go_without(device) if prefect else None
         try:
             yield Ucm(device, runs), runs
         finally:
@@ -137,6 +141,15 @@ def end_backups(ucm: "Ucm") -> list[str]:
 
     removed: list[str] = ucm.run(retention, {})
     return removed
+
+
+def _connect_or_go_without(device: Device) -> "PrefectRuns | None":
+    """Prefect's side, or None where its embedded server does not come up in time: what happens is told later."""
+    try:
+        return connect_prefect(device)
+    except RuntimeError as error:
+        log.warning("goes on without Prefect: %s", error)
+        return None
 
 
 def connect_prefect(device: Device) -> "PrefectRuns":

@@ -18,6 +18,7 @@ import pytest
 from app_world import ADD_AUTHOR, SYSTEM, AppWorld, LightWorld
 
 from otaflow.action import Action
+from otaflow.actions import find_removal
 from otaflow.agent.reports import report_changes, report_clusters
 from otaflow.errors import (
     HealthCheckFailed,
@@ -313,6 +314,16 @@ def test_without_the_former_files_there_is_nothing_to_roll_back(light: LightWorl
         ucm.rollback()
         ucm.finish()
     assert light.device().applications.versions() == {"notes": "1.0.0"}
+
+
+def test_an_application_with_a_damaged_label_can_be_removed(light: LightWorld) -> None:
+    (light.tree / ".otaflow-application.json").write_text("{")
+    with pytest.raises(OtaflowError, match=r"its label .* is missing or damaged"):
+        light.install(light_update(light))
+    with light.ucm() as ucm:
+        ucm.install(find_removal(ucm.device, "notes"))
+    assert light.picture()["?programs"] == []
+    assert not light.tree.exists()
 
 
 def irreversible(world: LightWorld, **facts: Any) -> Action:

@@ -220,7 +220,8 @@ class AppWorld:
         entries["?running"] = device.boot.running()
         states = {one: device.services.state(one).active for one in ("notes.service",)}
         entries["?services"] = states
-        entries["?programs"] = sorted(one.command.replace(str(self.root), "") for one in find_processes([self.tree]))
+        # A shell that begins has children of its name for a moment.
+        entries["?programs"] = sorted({one.command.replace(str(self.root), "") for one in find_processes([self.tree])})
         return entries
 
     def last(self) -> dict[str, Any]:
