@@ -17,6 +17,9 @@ from otaflow.deployments.rollback import rollback
 from otaflow.deployments.update import update
 from otaflow.policy.spread import share_of
 
+NETWORK = "network"
+"""The lane of what waits for servers; nothing else waits behind it."""
+
 
 def deployed(config: Config, file: Path | None) -> list[Deployed]:
     """Every flow, for the device whose configuration is in `file`."""
@@ -34,14 +37,15 @@ def deployed(config: Config, file: Path | None) -> list[Deployed]:
             jitter=timedelta(minutes=config.poll.jitter_minutes),
             at_start=True,
             again=True,
+            lane=NETWORK,
             tags=tags,
         ),
-        Deployed(update, name, parameters, tags=tags),
-        Deployed(install, name, parameters, tags=tags),
-        Deployed(application, name, parameters, tags=tags),
-        Deployed(rollback, name, parameters, tags=tags),
-        Deployed(clean_up, name, parameters, Cron("30 3 * * *"), tags=tags),
-        Deployed(send_diagnostics, name, parameters, tags=tags),
+        Deployed(update, name, parameters, once=True, lane=NETWORK, tags=tags),
+        Deployed(install, name, parameters, lane=NETWORK, tags=tags),
+        Deployed(application, name, parameters, lane=NETWORK, tags=tags),
+        Deployed(send_diagnostics, name, parameters, once=True, lane=NETWORK, tags=tags),
+        Deployed(rollback, name, parameters, once=True, tags=tags),
+        Deployed(clean_up, name, parameters, Cron("30 3 * * *"), once=True, tags=tags),
         Deployed(report, name, parameters, again=True, tags=tags),
     ]
 

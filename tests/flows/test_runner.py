@@ -16,6 +16,7 @@ from otaflow.agent.runner import Deployed, Runner
 
 SECONDS = 120.0
 ran: list[str] = []
+go_on = threading.Event()
 
 
 @flow(name="runner: repeatable", persist_result=False)
@@ -28,6 +29,18 @@ def once(word: str = "") -> None:
     ran.append(f"once {word}")
 
 
+@flow(name="runner: slow", persist_result=False)
+def slow() -> None:
+    go_on.wait(SECONDS)
+    ran.append("slow")
+
+
+@flow(name="runner: pressed", persist_result=False)
+def pressed(word: str = "") -> None:
+    go_on.wait(SECONDS)
+    ran.append(f"pressed {word}")
+
+
 @flow(name="runner: failing", persist_result=False)
 async def failing() -> None:
     raise ValueError("no")
@@ -36,14 +49,18 @@ async def failing() -> None:
 @pytest.fixture
 def runner(prefect_api: str) -> Iterator[Runner]:
     ran.clear()
+    go_on.clear()
     deployed = [
         Deployed(repeatable, "a device", {"word": "hello"}, again=True),
         Deployed(once, "a device"),
         Deployed(failing, "a device"),
+        Deployed(slow, "a device", lane="network"),
+        Deployed(pressed, "a device", once=True),
     ]
     runner = Runner(deployed, look_seconds=0.1)
     yield runner
-    runner.stop()
+    go_on.set()
+    assert runner.stop()
 
 
 def register(runner: Runner) -> dict[str, UUID]:
@@ -86,6 +103,39 @@ def test_runs_are_executed_in_order(runner: Runner) -> None:
     wait(lambda: state_of(third)[0] == "Failed")
     assert (state_of(first)[0], state_of(second)[0]) == ("Completed", "Completed")
     assert ran == ["repeatable hello", "once again"]
+
+
+def test_a_slow_run_keeps_only_its_own_lane_waiting(runner: Runner) -> None:
+    ids = register(runner)
+    first = make_run(ids["slow"])
+    second = make_run(ids["slow"])
+    runner.start()
+    wait(lambda: state_of(first)[0] == "Running")
+    beside = make_run(ids["once"], parameters={"word": "beside"})
+    wait(lambda: state_of(beside)[0] == "Completed")
+    assert ran == ["once beside"]
+    assert state_of(second)[0] == "Scheduled"
+    go_on.set()
+    wait(lambda: state_of(second)[0] == "Completed")
+    assert ran == ["once beside", "slow", "slow"]
+
+
+def test_a_button_pressed_twice(runner: Runner) -> None:
+    """While its first run goes on, and before that has begun; what is pressed later is another thing."""
+    ids = register(runner)
+    first, second = (make_run(ids["pressed"], parameters={"word": word}) for word in ("first", "second"))
+    runner.start()
+    wait(lambda: state_of(second)[0] == "Cancelled")
+    other = make_run(ids["once"], parameters={"word": "waits"})
+    third = make_run(ids["pressed"], parameters={"word": "third"})
+    wait(lambda: state_of(third)[0] == "Cancelled")
+    assert "going on" in state_of(third)[1]
+    assert (state_of(first)[0], state_of(other)[0]) == ("Running", "Scheduled")
+    go_on.set()
+    wait(lambda: state_of(other)[0] == "Completed")
+    later = make_run(ids["pressed"], parameters={"word": "later"})
+    wait(lambda: state_of(later)[0] == "Completed")
+    assert ran == ["pressed first", "once waits", "pressed later"]
 
 
 def test_what_was_cut_off(runner: Runner) -> None:

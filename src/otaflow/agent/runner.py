@@ -1,7 +1,8 @@
 """The deployments' runs in the agent's own process: a poll costs no interpreter and no import of its own.
 
 What Prefect's process worker does, for the flows of one device: it registers them, looks for runs that are due, and
-executes one at a time. A poll that a restart cut off is executed again: it goes on where the device is.
+executes one at a time in each lane, so that going back does not wait until a slow network has brought an update. A poll
+that a restart cut off is executed again: it goes on where the device is.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import logging
 import os
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -56,14 +58,51 @@ class Deployed:
     """Whether a run of it is due when the runner starts: after a restart the device looks at once."""
     again: bool = False
     """Whether a run that a restart cut off is executed again. Not what acts each time anew, as going back does."""
+    once: bool = False
+    """Whether a run that is due while another one goes on is cancelled, as a button pressed twice; else it waits."""
+    lane: str = "device"
+    """What is in the same lane waits for its turn."""
     tags: tuple[str, ...] = ("otaflow",)
+
+
+class Lane:
+    """One run at a time, in a thread of its own."""
+
+    def __init__(self, name: str, wake: threading.Event) -> None:
+        """`wake` is set when a run is over."""
+        self.name = name
+        self.run: FlowRun | None = None
+        self.is_over = False
+        """Whether the run in hand is over; it stays in hand until somebody has looked what came beside it."""
+        self._wake = wake
+        self._thread: threading.Thread | None = None
+
+    def begin(self, run: FlowRun, work: Callable[[FlowRun], None], context: contextvars.Context) -> None:
+        """Do `work` with `run`."""
+        self.run, self.is_over = run, False
+        name = f"otaflow-runner-{self.name}"
+        self._thread = threading.Thread(target=context.run, args=(self._do, work, run), name=name, daemon=True)
+        self._thread.start()
+
+    def join(self, seconds: float) -> bool:
+        """Wait for the run in hand; whether it is over."""
+        if self._thread:
+            self._thread.join(seconds)
+        return not (self._thread and self._thread.is_alive())
+
+    def _do(self, work: Callable[[FlowRun], None], run: FlowRun) -> None:
+        try:
+            work(run)
+        finally:
+            self.is_over = True
+            self._wake.set()
 
 
 Then = Callable[[SyncPrefectClient, dict[str, UUID]], None]
 
 
 class Runner:
-    """Registers `deployed` and executes their runs, in a thread of its own, until it is stopped."""
+    """Registers `deployed` and executes their runs, in threads of its own, until it is stopped."""
 
     def __init__(
         self,
@@ -82,7 +121,10 @@ class Runner:
         self.known: dict[UUID, Deployed] = {}
         self._started = datetime.now(UTC).isoformat()
         self._ended = threading.Event()
-        context = contextvars.copy_context()  # Prefect's settings are found in it
+        self._wake = threading.Event()
+        self._lanes = {name: Lane(name, self._wake) for name in {one.lane for one in deployed}}
+        self._context = contextvars.copy_context()  # Prefect's settings are found in it
+        context = self._context.copy()
         self._thread = threading.Thread(target=context.run, args=(self._go,), name="otaflow-runner", daemon=True)
 
     def start(self) -> None:
@@ -90,10 +132,13 @@ class Runner:
         self._thread.start()
 
     def stop(self, seconds: float = 60.0) -> bool:
-        """End after the run in hand; whether it ended within `seconds`."""
+        """End after the runs in hand; whether they ended within `seconds`."""
+        end = time.monotonic() + seconds
         self._ended.set()
+        self._wake.set()
         self._thread.join(seconds)
-        return not self._thread.is_alive()
+        lanes = [lane.join(max(0.0, end - time.monotonic())) for lane in self._lanes.values()]
+        return not self._thread.is_alive() and all(lanes)
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
@@ -104,8 +149,9 @@ class Runner:
                     if not self.known:
                         self._begin(client)
                     while not self._ended.is_set():
-                        self._look(client)
-                        self._ended.wait(self.look_seconds)
+                        if not self._look(client):
+                            self._wake.wait(self.look_seconds)
+                        self._wake.clear()
             except Exception as error:
                 log.warning("cannot ask Prefect what is due: %s", error)
                 self._ended.wait(AWAY_SECONDS)
@@ -165,8 +211,12 @@ class Runner:
                 state = Scheduled(name="AwaitingRetry", message="it was cut off, and is begun again")
             client.set_flow_run_state(run.id, state, force=True)
 
-    def _look(self, client: SyncPrefectClient) -> None:
-        """Execute what is due, the oldest first; of several polls that a schedule asked for, only the last."""
+    def _look(self, client: SyncPrefectClient) -> bool:
+        """Execute what is due, the oldest first; of several polls that a schedule asked for, only the last.
+
+        Whether a lane has become free: another look is worth it.
+        """
+        over = [lane for lane in self._lanes.values() if lane.run and lane.is_over]
         now = datetime.now(UTC)
         deployments = [*self.known, *([self.sessions] if self.sessions else [])]
         due = client.get_scheduled_flow_runs_for_deployments(deployments, scheduled_before=now)
@@ -179,12 +229,28 @@ class Runner:
         last = {run.deployment_id: run.id for run in late}
         for run in runs:
             if self._ended.is_set():
-                return
+                break
             if run in late and last[run.deployment_id] != run.id:
-                state: Any = Cancelled(message="the next one was due before this one could begin")
-                client.set_flow_run_state(run.id, state, force=True)
+                self._cancel(client, run, "the next one was due before this one could begin")
             elif self._begins(run) <= now:
-                self._execute(client, run)
+                self._hand_over(client, run)
+        for lane in over:
+            lane.run = None
+        return bool(over)
+
+    def _hand_over(self, client: SyncPrefectClient, run: FlowRun) -> None:
+        """Have the run executed if its lane is free. What waits stays with Prefect: there it can be cancelled."""
+        assert run.deployment_id is not None
+        one = self.known[run.deployment_id]
+        lane = self._lanes[one.lane]
+        if lane.run is None and self._take(client, run):
+            lane.begin(run, self._execute, self._context.copy())
+        elif one.once and lane.run and lane.run.deployment_id == run.deployment_id:
+            self._cancel(client, run, "another one was going on")
+
+    def _cancel(self, client: SyncPrefectClient, run: FlowRun, why: str) -> None:
+        state: Any = Cancelled(message=why)
+        client.set_flow_run_state(run.id, state, force=True)
 
     def _read(self, client: SyncPrefectClient, response: Any) -> FlowRun:
         return client.read_flow_run(response.id) if not isinstance(response, FlowRun) else response
@@ -205,11 +271,13 @@ class Runner:
             return at
         return at + self.known[run.deployment_id].jitter * random.Random(run.id.int).random()
 
-    def _execute(self, client: SyncPrefectClient, run: FlowRun) -> None:
-        assert run.deployment_id is not None
+    def _take(self, client: SyncPrefectClient, run: FlowRun) -> bool:
+        """Whether it is still to be executed: it may have been cancelled meanwhile."""
         pending: Any = Pending()
-        if client.set_flow_run_state(run.id, pending).status != "ACCEPT":
-            return  # cancelled meanwhile
+        return client.set_flow_run_state(run.id, pending).status == "ACCEPT"
+
+    def _execute(self, run: FlowRun) -> None:
+        assert run.deployment_id is not None
         flow = self.known[run.deployment_id].flow
         try:
             result: Any = run_flow(flow, flow_run=run, parameters=run.parameters, return_type="state")
