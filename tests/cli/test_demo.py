@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from otaflow.cli.demo import ENDS, _find_unexpected
+from otaflow.cli.demo_notes import FIRST_ANSWER, GOOD_ANSWER, Story
 from otaflow.cli.demo_site import Site
 from otaflow.config import load
 from otaflow.errors import OtaflowError
@@ -72,7 +73,13 @@ def test_the_story_on_directories(environment: dict[str, str]) -> None:
     assert answer["storage"].startswith("directories")
     assert (answer["installed"], answer["status"]["system_version"]) == (["1.1.0"], "1.1.0")
     assert "cannot read share/words" in answer["refused"]
-    assert [(one["action"], one["version"], one["resolution"]) for one in answer["history"]] == ENDS
+    assert [(one["name"], one["action"], one["version"], one["resolution"]) for one in answer["history"]] == ENDS
+    steps = answer["application"]["steps"]
+    assert [one["version"] for one in steps] == ["1.0.0", "1.1.0", "1.2.0", "1.3.0"]
+    assert [one["answer"] for one in steps] == [FIRST_ANSWER, GOOD_ANSWER, GOOD_ANSWER, GOOD_ANSWER]
+    assert [one["taken_back"] for one in steps[:2]] == ["", ""]
+    assert "no such column: author" in steps[2]["taken_back"]
+    assert "notes.service" in steps[3]["taken_back"]
 
 
 @pytest.mark.btrfs
@@ -91,13 +98,17 @@ def test_kept_on_btrfs_then_removed(environment: dict[str, str], btrfs_top: Path
             with urllib.request.urlopen(f"{answer['prefect']}/flow_runs/{run}", timeout=30) as value:
                 state = json.load(value)["state"]
                 states.append((state["name"], state["type"]))
-        assert states == [("Idle", "COMPLETED"), ("Idle", "FAILED")]
+        kept_and_taken_back = [("Idle", "COMPLETED"), ("Idle", "FAILED")]
+        assert states == [*kept_and_taken_back, ("Idle", "COMPLETED"), *kept_and_taken_back, ("Idle", "FAILED")]
+        with urllib.request.urlopen(answer["application"]["url"], timeout=30) as notes:
+            assert json.load(notes) == GOOD_ANSWER
         kept = {**environment, "OTAFLOW_CONFIG": answer["config"], "PREFECT_API_URL": answer["prefect"]}
         kept["PREFECT_HOME"] = str(folder / "prefect")
         checked = subprocess.run(
             [*PROGRAM, "check", "--json"], env=kept, capture_output=True, text=True, timeout=120, check=True
         )
-        assert [one["version"] for one in json.loads(checked.stdout)["new"]] == ["1.2.0"]
+        new = [(one["name"], one["version"]) for one in json.loads(checked.stdout)["new"]]
+        assert new == [("demo-system", "1.2.0"), ("notes", "1.3.0")]
     finally:
         subprocess.run([*PROGRAM, "demo", "--remove", folder], env=environment, timeout=60, check=True)
 
@@ -117,25 +128,52 @@ def test_a_stage_to_go_on_from(environment: dict[str, str], tmp_path: Path) -> N
             if published == ["1.1.0"]:
                 publish = [*PROGRAM, "repo", "publish", str(Path(made["folder"]) / "repository"), str(sick)]
                 subprocess.run(publish, env=environment, capture_output=True, timeout=120, check=True)
+        install = [*PROGRAM, "app", "install", "notes", "--version", "1.0.0"]
+        subprocess.run(install, env=with_it, capture_output=True, timeout=120, check=True)
+        with urllib.request.urlopen(made["notes"], timeout=30) as notes:
+            assert json.load(notes)["version"] == "1.0.0"
+        checked = subprocess.run(
+            [*PROGRAM, "check", "--json"], env=with_it, capture_output=True, text=True, timeout=120, check=True
+        )
+        new = [(one["name"], one["version"]) for one in json.loads(checked.stdout)["new"]]
+        assert ("notes", "1.1.0") in new
+        assert ("notes", "1.2.0") not in new
     finally:
         subprocess.run([*PROGRAM, "demo", "--remove", made["folder"]], env=environment, timeout=60, check=True)
 
 
-@pytest.mark.btrfs
-def test_stopped_in_the_middle(environment: dict[str, str], btrfs_top: Path) -> None:
+def stop_at(environment: dict[str, str], words: str, number: int, *options: str) -> None:
+    """Ctrl-C when the demo has said a line with `words` for the `number`th time."""
     process = subprocess.Popen(
-        [*PROGRAM, "demo"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*PROGRAM, "demo", *options], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
         assert process.stdout is not None
+        found = 0
         for line in process.stdout:
-            if "copy active slot" in line:
+            found += words in line
+            if found == number:
                 break
         process.send_signal(signal.SIGINT)
         rest, _ = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 130, rest
+
+
+@pytest.mark.btrfs
+def test_stopped_in_the_middle(environment: dict[str, str], btrfs_top: Path) -> None:
+    stop_at(environment, "copy active slot", 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "number"),
+    [("start services", 1), ("backup migration data", 1), ("answers, schema 2", 1), ("start services", 3)],
+    ids=["the service just runs", "a migration begins", "between two updates", "a new version just runs"],
+)
+def test_stopped_while_the_application_is_worked_on(environment: dict[str, str], words: str, number: int) -> None:
+    """Its service, which no process of the demo waits for, ends as well."""
+    stop_at(environment, words, number, "--directories")
 
 
 def test_an_outcome_that_was_not_promised_is_told(tmp_path: Path) -> None:
@@ -148,6 +186,16 @@ def test_an_outcome_that_was_not_promised_is_told(tmp_path: Path) -> None:
     assert told[0] == "1.0.0 runs, Idle"
     assert told[-1] == "the history is []"
     assert any("bin/hello" in one for one in told)
+
+
+def test_an_answer_that_was_not_promised_is_told() -> None:
+    story = Story("http://127.0.0.1:1/")
+    story.keep("1.0.0", FIRST_ANSWER, FIRST_ANSWER)
+    story.keep("1.2.0", FIRST_ANSWER, GOOD_ANSWER)
+    assert [one.partition(" {")[0] for one in story.unexpected] == [
+        "after notes 1.2.0 the service answers",
+        "notes 1.2.0 was kept",
+    ]
 
 
 @pytest.mark.parametrize("option", ["--folder", "--remove"])

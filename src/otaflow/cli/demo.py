@@ -1,4 +1,5 @@
-"""`otaflow demo`: the whole way on a device made for it: a good update, then a sick one that is rolled back.
+"""`otaflow demo`: the whole way on a device made for it: a good update, then a sick one that is rolled back; and an
+application with a database, which goes the same way (demo_notes.py).
 
 `--stage` makes the device and the repository only, for somebody who wants to go that way himself.
 """
@@ -8,27 +9,41 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from otaflow.cli import demo_notes
 from otaflow.cli.common import Json, print_json
-from otaflow.cli.demo_site import EXAMPLE, Site, prefect_environment
+from otaflow.cli.demo_site import EXAMPLE, NOTES, START_SECONDS, SYSTEM, Site, prefect_environment
 from otaflow.errors import HealthCheckFailed, OtaflowError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from otaflow.flows.session import PrefectRuns
     from otaflow.platform.device import Device
 
 GOOD, SICK = "1.1.0", "1.2.0"
+SEARCH = (
+    "connect to the package management server",
+    "check ssl certificate of connection",
+    "authenticate",
+    "update package repository",
+    "find new packages",
+    "find packages of application",
+)
 CONFIGURATION = '\ngreeting = "friendly"\n'
 STAGE_MINUTES = 1.0
 """How often the stage's device polls: somebody watches."""
-ENDS = [("Update", GOOD, "kActivated"), ("Update", SICK, "kVerificationFailed")]
+ENDS = [
+    (SYSTEM, "Update", GOOD, "kActivated"),
+    (SYSTEM, "Update", SICK, "kVerificationFailed"),
+    *((NOTES, *end) for end in demo_notes.ENDS),
+]
 
 
 def demo(
@@ -42,7 +57,7 @@ def demo(
     remove: Annotated[Path | None, Parameter(help="Remove what --keep or --stage left in this folder.")] = None,
     json: Json = False,
 ) -> None:
-    """Show a good update, a sick one that is rolled back, and their history; then remove everything again.
+    """Show good updates and sick ones that are rolled back, of the system and an application; then remove everything.
 
     It makes a device (btrfs on a loop file where it may, directories otherwise), a signed repository and its TLS
     server, and shows the runs on a Prefect server of its own, or on that of PREFECT_API_URL. With --stage it makes a
@@ -107,12 +122,11 @@ def _tell_story(site: Site, console: "Console", *, why_no_btrfs: str) -> dict[st
     """Make everything, update, and say how it ended as plain data."""
     from otaflow import work
     from otaflow.cli.report import read_status
-    from otaflow.cli.view import View
 
     began = time.monotonic()
     console.print("[bold]A device, a repository, its server[/]")
     api = _choose_prefect(site)
-    storage = _make(site, console, why_no_btrfs, [GOOD, SICK])
+    storage = _make(site, console, why_no_btrfs, [GOOD, SICK], [demo_notes.FIRST, demo_notes.GOOD, *demo_notes.SICK])
     if "ui" in site.record:
         site.wait_for("prefect", f"{api}/health")
     console.print(f"  Prefect     {api}", soft_wrap=True)
@@ -120,10 +134,11 @@ def _tell_story(site: Site, console: "Console", *, why_no_btrfs: str) -> dict[st
     device = work.load_device(site.config)
     installed: list[str] = []
     refused = ""
-    with View(console), work.working(device) as (ucm, _):
+    with _view(console) as hide_search, work.working(device) as (ucm, runs):
         console.print("\n[bold]What is new?[/]")
         for target in work.find_new(ucm):
             console.print(f"          {target.name} {target.version}: {target.description}")
+        hide_search()
         console.print("\n[bold]Install it, one after the other[/]")
         try:
             for version in work.install_new(ucm):
@@ -132,12 +147,16 @@ def _tell_story(site: Site, console: "Console", *, why_no_btrfs: str) -> dict[st
         except HealthCheckFailed as error:
             refused = str(error)
             console.print("[bold yellow]taken back[/]")
+        notes = demo_notes.tell_notes(ucm, site, console)
+        if site.outlives and runs:
+            _wait_until_told(runs)
     return {
         "seconds": round(time.monotonic() - began, 1),
         "storage": storage,
         "installed": installed,
         "refused": refused,
-        "unexpected": list(_find_unexpected(device)),
+        "application": {"name": NOTES, "url": notes.url, "steps": notes.steps},
+        "unexpected": [*_find_unexpected(device), *notes.unexpected],
         "status": read_status(device),
         "history": [{key: value for key, value in record.items() if key != "key"} for record in device.history.read()],
         "folder": str(site.folder),
@@ -147,24 +166,54 @@ def _tell_story(site: Site, console: "Console", *, why_no_btrfs: str) -> dict[st
     }
 
 
-def _make(site: Site, console: "Console", why_no_btrfs: str, versions: list[str], later: Sequence[str] = ()) -> str:
-    """The device, its repository, and the repository's server; returns what the storage is."""
+@contextmanager
+def _view(console: "Console") -> Iterator[Callable[[], None]]:
+    """The work is shown; from the moment that what is given is called, without the search, which is the same again."""
+    from otaflow.cli.view import View
+    from otaflow.progress import Event
+
+    hidden: set[str] = set()
+
+    class Brief(View):
+        def show(self, event: Event) -> None:
+            if not (event.kind == "done" and event.name in hidden):
+                super().show(event)
+
+    with Brief(console):
+        yield lambda: hidden.update(SEARCH)
+
+
+def _wait_until_told(runs: "PrefectRuns") -> None:
+    """Prefect is told behind our backs; who looks at what is left wants to see all of it."""
+    end = time.monotonic() + START_SECONDS
+    while runs.behind() and time.monotonic() < end:
+        runs.catch_up()
+        time.sleep(0.05)
+
+
+def _make(site: Site, console: "Console", why_no_btrfs: str, systems: list[str], notes: list[str]) -> str:
+    """The device, its repository with these versions, and the repository's server; returns what the storage is.
+
+    The other versions of the examples are built, and not published.
+    """
     storage = site.make_storage(why_no_btrfs)
-    site.make_repository(versions, later)
+    site.make_repository(systems, [version for version in (GOOD, SICK) if version not in systems])
+    site.publish_notes(notes, [version for version in demo_notes.SICK if version not in notes])
     repository = site.start_repository()
     site.make_device()
-    console.print(f"  device      {site.device}: demo-system 1.0.0, {storage}", soft_wrap=True)
-    console.print(f"  repository  {repository}: demo-system {' and '.join(versions)}, signed", soft_wrap=True)
+    console.print(f"  device      {site.device}: {SYSTEM} 1.0.0, {storage}", soft_wrap=True)
+    offered = f"{SYSTEM} {', '.join(systems)}; {NOTES} {', '.join(notes)}; signed"
+    console.print(f"  repository  {repository}: {offered}", soft_wrap=True)
     site.wait_for("repository", repository)
     return storage
 
 
 def _set_stage(site: Site, console: "Console", why_no_btrfs: str) -> dict[str, Any]:
-    """A device that has an update to come, and a sick one that can be published later."""
+    """A device that has an update to come, an application to install, and sick ones that can be published later."""
     console.print("[bold]A device, a repository, its server[/]")
-    storage = _make(site, console, why_no_btrfs, [GOOD], [SICK])
+    storage = _make(site, console, why_no_btrfs, [GOOD], [demo_notes.FIRST, demo_notes.GOOD])
     site.add_schedule(STAGE_MINUTES)
-    return {"storage": storage, "folder": str(site.folder), "config": str(site.config)}
+    return {"storage": storage, "folder": str(site.folder), "config": str(site.config), "notes": site.notes_url}
 
 
 def _choose_prefect(site: Site) -> str:
@@ -193,7 +242,9 @@ def _find_unexpected(device: "Device") -> Iterator[str]:
     first = (EXAMPLE / "1.0.0" / "etc" / "hello.conf").read_text()
     if (device.configuration / "hello.conf").read_text() != first.rstrip("\n") + CONFIGURATION:
         yield "the configuration is not that of " + GOOD
-    ends = [(record["action"], record["version"], record["resolution"]) for record in device.history.read()]
+    ends = [
+        (record["name"], record["action"], record["version"], record["resolution"]) for record in device.history.read()
+    ]
     if ends != ENDS:
         yield f"the history is {ends}"
     if status["slots"][device.spare()]["version"] != "1.0.0":
@@ -207,7 +258,9 @@ def _show_result(site: Site, console: "Console", answer: dict[str, Any]) -> None
     status(config=site.config)
     history(config=site.config)
     if not answer["unexpected"]:
-        console.print(f"[bold green]As expected[/]: {GOOD} runs, {SICK} is gone. {answer['seconds']} s.")
+        console.print(f"[bold green]As expected[/]: {GOOD} runs, {SICK} is gone; {answer['seconds']} s.")
+        gone = " and ".join(demo_notes.SICK)
+        console.print(f"{NOTES} {demo_notes.GOOD} answers, with its data; {gone} are gone.")
 
 
 def _say_how_to_go_on(site: Site, console: "Console") -> None:
@@ -216,7 +269,9 @@ def _say_how_to_go_on(site: Site, console: "Console") -> None:
         "\n[bold]Nothing is installed yet.[/] To operate the device in Prefect's UI (docs/operating.md):",
         f"    {program} up -c {site.config}",
         f"  to publish a second update, a sick one, when {GOOD} is installed:",
-        f"    {program} repo publish {site.repository} {site.folder}/packages/demo-system-{SICK}.nsu",
+        f"    {program} repo publish {site.repository} {site.folder}/packages/{SYSTEM}-{SICK}.nsu",
+        f"  to install an application, which answers at {site.notes_url} then, and has an update to come:",
+        f"    {program} app install {NOTES} --version {demo_notes.FIRST} -c {site.config}",
         "  to stop the repository's server and remove everything, after `otaflow up` was ended:",
         f"    {program} demo --remove {site.folder}",
     ]
@@ -228,8 +283,9 @@ def _say_where(site: Site, console: "Console", runs: list[str]) -> None:
     """Where to look at what --keep left, and how to be rid of it."""
     ui = os.environ["PREFECT_API_URL"].removesuffix("/api")
     console.print("\n[bold]Left running[/]")
-    for version, run in zip((GOOD, SICK), runs, strict=False):
-        console.print(f"  {version}: {ui}/runs/flow-run/{run}", soft_wrap=True)
+    for (name, _, version, _), run in zip(ENDS, runs, strict=False):
+        console.print(f"  {name} {version}: {ui}/runs/flow-run/{run}", soft_wrap=True)
+    console.print(f"  {NOTES}: {site.notes_url}", soft_wrap=True)
     console.print("\n  to work with the device:", soft_wrap=True)
     console.print(f"    export OTAFLOW_CONFIG={site.config} PREFECT_API_URL={ui}/api", soft_wrap=True, markup=False)
     console.print("    otaflow status", soft_wrap=True)

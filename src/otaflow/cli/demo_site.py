@@ -5,6 +5,7 @@ Whatever was made is removed again by `Site.remove`, also by another process: `d
 
 import json
 import os
+import random
 import shutil
 import socket
 import sys
@@ -12,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ from otaflow.errors import CommandFailed, OtaflowError
 from otaflow.files import write_atomic
 from otaflow.platform.run import Server, is_running, run, start, stop
 
-EXAMPLE = Path(otaflow.__file__).parent / "examples" / "demo-system"
+EXAMPLES = Path(otaflow.__file__).parent / "examples"
+SYSTEM, NOTES = "demo-system", "notes"
+EXAMPLE = EXAMPLES / SYSTEM
 RECORD = "demo.json"
 IMAGE_BYTES = 512 * 2**20
 START_SECONDS = 60.0
@@ -32,6 +36,13 @@ root = "device"
 
 [slots]
 kind = "{kind}"
+
+[applications]
+close_seconds = 0       # the notes need no time to close
+
+[services]
+kind = "processes"      # run by otaflow's own supervisor; this machine's systemd is left alone
+settle_seconds = 0.5
 
 [sources.official]
 url = "https://127.0.0.1:{port}"
@@ -79,9 +90,10 @@ class Site:
         return site
 
     def remove(self) -> None:
-        """Stop the servers, unmount the device, remove the folder. What is gone already is no error."""
+        """Stop the servers and services, unmount the device, remove the folder. What is gone already is no error."""
         for server in self.record["servers"].values():
             stop(Server(*server))
+        self._stop_services()
         if self.device.is_mount():
             run(["umount", self.device], timeout=60)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -108,19 +120,45 @@ class Site:
         admin.init(self.repository)
         packages = {version: self.folder / "packages" / f"demo-system-{version}.nsu" for version in (*versions, *later)}
         for version, package in packages.items():
-            build(self._copy_example(version), package)
+            build(self._copy_example(SYSTEM, version), package)
         admin.publish(self.repository, [packages[version] for version in versions])
 
+    def publish_notes(self, versions: Sequence[str], later: Sequence[str] = ()) -> None:
+        """Build the application's packages for this device and publish them; `later` ones are built only."""
+        from otaflow.package.build import build
+        from otaflow.repo import admin
+
+        packages = {version: self.folder / "packages" / f"{NOTES}-{version}.nua" for version in (*versions, *later)}
+        places = {"@APPLICATION@": self.device / "applications" / NOTES, "@DATA@": self.device / "data" / NOTES}
+        for version, package in packages.items():
+            source = self._copy_example(NOTES, version)
+            for unit in source.glob("files/services/*"):
+                text = unit.read_text()
+                for word, place in places.items():
+                    text = text.replace(word, str(place))
+                unit.write_text(text)
+            build(source, package)
+        admin.publish(self.repository, [packages[version] for version in versions])
+
+    @property
+    def notes_url(self) -> str:
+        """Where the application answers, once it is installed."""
+        return f"http://127.0.0.1:{self.record['notes']}/"
+
     def make_device(self) -> None:
-        """Make the device with the first system of the example, and its configuration file."""
+        """Make the device with the first system of the example, its configuration file, and a port for its notes."""
         from otaflow import config
         from otaflow.platform.device import Device
         from otaflow.platform.setup import init_device
 
         self.config.write_text(CONFIG.format(kind=self.record["kind"], port=self.record["port"]))
-        first = self._copy_example("1.0.0")
+        first = self._copy_example(SYSTEM, "1.0.0")
         device = Device(config.load(self.config))
-        init_device(device, system=first / "system", name="demo-system", version="1.0.0", configuration=first / "etc")
+        init_device(device, system=first / "system", name=SYSTEM, version="1.0.0", configuration=first / "etc")
+        self.record["notes"] = lasting_port()
+        self.save()
+        device.applications.data(NOTES).mkdir(parents=True)
+        (device.applications.data(NOTES) / "port").write_text(f"{self.record['notes']}\n")
 
     def add_schedule(self, minutes: float) -> None:
         """Have `otaflow up` poll so often, with its server on a port that is free."""
@@ -172,6 +210,17 @@ class Site:
         self.record["servers"][name] = list(server)
         self.save()
 
+    def _stop_services(self) -> None:
+        """End what the device's supervisors run: they outlive who started them."""
+        from otaflow import config
+        from otaflow.platform.device import Device
+        from otaflow.platform.supervised import SupervisedServices
+
+        if self.config.exists():
+            services = Device(config.load(self.config)).services
+            for name in services.linked() if isinstance(services, SupervisedServices) else []:
+                services.stop(name)
+
     def _why_no_btrfs(self) -> str:
         if os.geteuid() != 0:
             return "a loop file needs root"
@@ -189,10 +238,10 @@ class Site:
         # `-o loop` detaches the loop device itself when it is unmounted
         run(["mount", "-o", "loop,noatime", image, self.device], timeout=60)
 
-    def _copy_example(self, version: str) -> Path:
+    def _copy_example(self, name: str, version: str) -> Path:
         """A copy of the example with the modes that are meant, whatever the umask or an archive made of them."""
-        target = self.folder / "packages" / version
-        shutil.copytree(EXAMPLE / version, target)
+        target = self.folder / "packages" / name / version
+        shutil.copytree(EXAMPLES / name / version, target)
         for path in target.rglob("*"):
             program = path.is_dir() or path.parent.name == "bin" or path == target / "update"
             path.chmod(0o755 if program else 0o644)
@@ -214,6 +263,17 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def lasting_port() -> int:
+    """A free port that no connection is given by chance while a service that listens there is being updated."""
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports = range(min(10_000, first), first)
+    for port in random.sample(ports, min(len(ports), 100)):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    return free_port()
 
 
 def _is_free(port: int) -> bool:
