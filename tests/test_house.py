@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 from pydantic import BaseModel
 
 from otaflow.cli.commands import app
-from otaflow.config import Config, Source, load
+from otaflow.config import Config, Database, Source, load
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -87,12 +87,13 @@ def test_no_package_index_is_named() -> None:
 
 
 def configuration_keys(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
-    """Every key of the configuration with its default, sources excepted; ... where it is required."""
+    """Every key of the configuration with its default; ... where it is required. NAME stands for any name."""
     keys: dict[str, Any] = {}
+    named: dict[str, type[BaseModel]] = {"sources": Source, "databases": Database}
     for name, field in model.model_fields.items():
         inner = field.annotation
-        if name == "sources":
-            keys |= configuration_keys(Source, "sources.NAME.")
+        if name in named:
+            keys |= configuration_keys(named[name], f"{name}.NAME.")
         elif isinstance(inner, type) and issubclass(inner, BaseModel):
             given = {} if field.is_required() else field.default.model_dump(exclude_unset=True)
             keys |= configuration_keys(inner, f"{prefix}{name}.")
