@@ -17,15 +17,29 @@ MORE = '[services]\nkind = "processes"\n[applications]\nclose_seconds = 0\n'
 
 
 def build_app(
-    folder: Path, name: str, version: str, base: str = "", *, irreversible: bool = False, program: str = "", **more: Any
+    folder: Path,
+    name: str,
+    version: str,
+    base: str = "",
+    *,
+    irreversible: bool = False,
+    program: str = "",
+    unit: str = "",
+    **more: Any,
 ) -> Path:
-    """A package of the application `name`; an update of version `base`, or one that installs it."""
+    """A package of the application `name`; an update of version `base`, or one that installs it.
+
+    `program` is its `bin/program`, `unit` its `services/NAME.service`.
+    """
     source = Path(tempfile.mkdtemp(dir=folder))
     (source / "files/bin").mkdir(parents=True)
     (source / "files/version").write_text(version)
     if program:
         (source / "files/bin/program").write_text(program)
         (source / "files/bin/program").chmod(0o755)
+    if unit:
+        (source / "files/services").mkdir()
+        (source / f"files/services/{name}.service").write_text(unit)
     number = int(version.split(".")[1]) + 1
     values: dict[str, Any] = {"format": 1, "name": name, "kind": "application", "version": version}
     values["update_number"] = number
