@@ -10,7 +10,7 @@ from otaflow.platform.device import device
 from otaflow.tasks.boot import check_running_slot, new_system_was_started, restart
 from otaflow.tasks.health import check_health
 from otaflow.tasks.migration import back_up_migration_data, migrate, needs_migration
-from otaflow.tasks.services import check_services, reload_services, start_services, stop_services
+from otaflow.tasks.services import check_services, keep_stopped, reload_services, start_services, stop_services
 
 Checks = list[dict[str, Any]]
 Parts = list[dict[str, Any]]
@@ -40,6 +40,7 @@ def change_data(parts: Parts) -> None:
             stop_services(name=part["name"], services=part["restart"])
     if not needs_migration([one for part in parts for one in part["migrations"]]):
         return
+    keep_stopped()
     closed = [part["name"] for part in parts if part["kind"] == "application"]
     for part in parts:
         if part["migrations"]:

@@ -105,6 +105,12 @@ class Services(Protocol):
     def unlink(self, folder: Path, but: Path | None = None) -> None:
         """Forget the unit files of `folder`; those that `but` has too stay known."""
 
+    def arrange(self, folders: list[Path], held: list[str]) -> None:
+        """At a boot: known is what `folders` have and nothing else, held are these services and no others.
+
+        Another slot, or a main partition that was brought back, may know what was. What is known anew is started.
+        """
+
     def start(self, name: str) -> None:
         """Start it and return when it is up; nothing happens where it is. ServiceFailed where it is held."""
 

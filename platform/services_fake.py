@@ -43,6 +43,9 @@ class FakeServices:
             self.linked.pop(name, None)
             self.stopped.discard(name)
 
+    def arrange(self, folders: list[Path], held: list[str]) -> None:
+        self.did.append("arrange")
+
     def start(self, name: str) -> None:
         self.check(name)
         self.did.append(f"start {name}")

@@ -82,6 +82,9 @@ class SupervisedServices:
             _unmark(self._stopped / name)
             _unmark(self._linked / name)
 
+    def arrange(self, folders: list[Path], held: list[str]) -> None:
+        """Nothing: what is known and held is in the device's own memory, which no slot has a copy of."""
+
     def linked(self) -> list[str]:
         """The names of all that are known."""
         return sorted(path.name for path in _entries(self._linked))

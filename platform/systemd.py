@@ -25,12 +25,19 @@ from otaflow.errors import CommandFailed, ServiceFailed
 from otaflow.files import fsync_folder, write_atomic
 from otaflow.platform.protocols import ServiceState
 from otaflow.platform.run import TIMED_OUT, Completed, run
-from otaflow.platform.systemd_units import SUFFIXES, UnitFile, read_units
+from otaflow.platform.systemd_units import (
+    HOLD_FILE,
+    SUFFIXES,
+    UnitFile,
+    is_arranged,
+    list_copies,
+    list_held,
+    read_units,
+)
 
 log = logging.getLogger("otaflow.systemd")
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9:_.\\@-]*\.(?:service|socket|timer|target)")
-HOLD_FILE = "zzz-otaflow-hold.conf"  # read last: nothing after it clears its condition
 HOLD = """# Written by otaflow, which holds this unit during an update, and removed by it.
 [Unit]
 ConditionPathExists=/dev/null/held-by-otaflow
@@ -133,6 +140,34 @@ class SystemdServices:
                 if link.name == name and link.parent.name not in but and link.is_symlink():
                     link.unlink()
                     fsync_folder(link.parent)
+
+    def arrange(self, folders: list[Path], held: list[str]) -> None:
+        if is_arranged(self.units, folders, held):
+            return
+        for name in sorted({*list_held(self.units)} - {*held}):
+            self.release(name)
+        for name in held:  # before anything is known anew
+            self.hold(name)
+        known, before = {name for folder in folders for name in _unit_names(folder)}, list_copies(self.units)
+        for name in sorted(before - known):
+            self._forget(name)
+        for folder in folders:
+            try:
+                self.link(folder)
+            except ServiceFailed as error:  # the others are known all the same
+                log.warning("%s", error)
+                continue
+            for unit in read_units(folder):
+                if unit.wanted and unit.name not in before | {*held}:  # the boot has counted what it starts already
+                    self._ask("start", "--no-block", "--", unit.name, check=False)
+
+    def _forget(self, name: str) -> None:
+        """Have neither the present boot nor a later one start what no application has."""
+        self._ask("stop", "--no-block", "--", name, check=False)
+        self._drop_links(name, set())
+        (self.units / name).unlink()
+        fsync_folder(self.units)
+        self._reload_systemd()
 
     # --- held ---------------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from otaflow.errors import ServiceFailed
 
 SUFFIXES = (".service", ".socket", ".timer", ".target")
+HOLD_FILE = "zzz-otaflow-hold.conf"  # read last: nothing after it clears its condition
 MARK = b"# otaflow copied this from "
 LARGEST = 1 << 20
 """systemd reads no larger unit file either."""
@@ -37,6 +38,28 @@ def read_units(folder: Path) -> list[UnitFile]:
     if not folder.is_dir():
         return []
     return [_read_unit(path) for path in sorted(folder.iterdir()) if path.suffix in SUFFIXES]
+
+
+def list_copies(units: Path) -> set[str]:
+    """The names of the unit files in systemd's folder that otaflow put there."""
+    return {path.name for path in units.glob("*") if path.suffix in SUFFIXES and UnitFile.is_copy(path)}
+
+
+def list_held(units: Path) -> set[str]:
+    """The names of the units in systemd's folder that are held."""
+    return {path.parent.name.removesuffix(".d") for path in units.glob(f"*.d/{HOLD_FILE}")}
+
+
+def is_arranged(units: Path, folders: list[Path], held: list[str]) -> bool:
+    """Whether systemd's folder has what `Services.arrange` would give it. ServiceFailed for a bad unit file."""
+    wanted = {unit.name: unit for folder in folders for unit in read_units(folder)}
+    if list_held(units) != {*held} or list_copies(units) != {*wanted}:
+        return False
+    return all(
+        (units / name).read_bytes() == unit.text
+        and all((units / wanting / name).is_symlink() for wanting in unit.wanted)
+        for name, unit in wanted.items()
+    )
 
 
 def _read_unit(path: Path) -> UnitFile:

@@ -5,6 +5,7 @@ import time
 from otaflow.errors import HealthCheckFailed
 from otaflow.platform.device import device
 from otaflow.tasks.applications import close_application
+from otaflow.tasks.services_at_boot import find_stopped
 from otaflow.tasks.step import remember, step, stop_if_asked
 
 LOOK_SECONDS = 0.2
@@ -31,6 +32,18 @@ def start_stopped(name: str, services: list[str], running: list[str]) -> None:
         device().services.release(service)
     for service in running:
         device().services.start(service)
+
+
+def keep_stopped() -> None:
+    """Stop again what the session has stopped: a boot that nobody had put in order may have started it."""
+    here = device()
+    for name, services in find_stopped().items():
+        if here.applications.path(name).is_dir():
+            close_application(name, services)
+            continue
+        for service in services:
+            here.services.hold(service)
+            here.services.stop(service)
 
 
 @step("start services", when="early", key="name")

@@ -8,11 +8,16 @@ as any command does.
 import os
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from otaflow.errors import OtaflowError
 from otaflow.journal import Journal
 from otaflow.places import DEFAULT_PATH, VARIABLE
+from otaflow.platform.applications import UNITS
 from otaflow.platform.boots import Boots
+from otaflow.platform.systemd_units import is_arranged
+
+SYSTEMD = Path("/etc/systemd/system")
 
 
 def find_config(arguments: list[str]) -> Path | None:
@@ -32,7 +37,8 @@ def is_idle(path: Path) -> bool:
     """
     try:
         values = tomllib.loads(path.read_text())
-        nvm = path.parent / values["device"]["root"] / values.get("nvm", {}).get("path", "nvm")
+        root = path.parent / values["device"]["root"]
+        nvm = root / values.get("nvm", {}).get("path", "nvm")
         if not nvm.is_dir():
             return False
         boots = Boots(nvm / "boots.json")
@@ -40,7 +46,19 @@ def is_idle(path: Path) -> bool:
             return False
         if any((nvm / "services" / "linked").glob("*")):  # without systemd we start the services at boot
             return False
+        if not _knows_services(root, values):
+            return False
         boots.note_boot()
     except (OSError, ValueError, LookupError, TypeError, AttributeError, OtaflowError):
         return False
     return True
+
+
+def _knows_services(root: Path, values: dict[str, Any]) -> bool:
+    """Whether systemd knows the applications' services as they are now, and nothing is held."""
+    services = values.get("services", {})
+    if services.get("kind", "systemd") != "systemd":
+        return True
+    trees = root / values.get("applications", {}).get("path", "applications")
+    folders = [tree / UNITS for tree in sorted(trees.glob("[!.]*"))]
+    return is_arranged(root / services.get("units", SYSTEMD), folders, [])

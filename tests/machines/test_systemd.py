@@ -489,6 +489,30 @@ def test_a_start_while_the_system_boots_waits_for_nothing_that_waits_for_it(
     services.unlink(application.folder)
 
 
+def test_arranged_is_what_the_device_has_and_holds(services: Any, application: Any, machine: Machine) -> None:
+    """As after a boot from a slot that was made when other applications, and other updates, were there."""
+    kept, gone = application.write(RUNS), application.write(RUNS, name="gone.service")
+    stopped = application.write(RUNS, name="stopped.service")
+    services.link(application.folder)
+    services.hold(kept)
+    for name in (gone, stopped):
+        (application.folder / name).unlink()
+    new = application.write(RUNS, name="new.service")
+    application.write("ExecStart=sleep 444")
+    for _ in range(2):
+        services.arrange([application.folder], [stopped])
+    assert "argv[]=sleep 444 ;" in show(machine, kept, "ExecStart")
+    assert services.state(gone).words == "not there"
+    assert services.state(stopped).words == "held"
+    assert not (machine.path(UNITS) / f"{kept}.d").exists()
+    until(lambda: services.state(new).active)  # a boot has not counted it
+    assert not services.state(kept).active
+    services.start(kept)
+    services.arrange([], [])
+    assert [services.state(name).words for name in (gone, stopped)] == ["not there"] * 2
+    until(lambda: not services.state(kept).active)
+
+
 # --- the contract of all adapters -------------------------------------------------------------------------------------
 
 

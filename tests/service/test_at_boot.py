@@ -9,6 +9,7 @@ from otaflow.at_boot import is_idle as is_idle_at
 from otaflow.config import load
 from otaflow.platform.device import Device
 from otaflow.platform.setup import init_device
+from otaflow.platform.systemd_units import HOLD_FILE, read_units
 from otaflow.ucm.states import State
 
 CONFIG = '[device]\nname = "d"\nmodel = "m"\nroot = "device"\n'
@@ -53,6 +54,30 @@ def test_it_reads_the_device_that_the_commands_read(more: str, tmp_path: Path, m
     device = make(tmp_path, more, monkeypatch)
     assert is_idle()
     device.journal.transition("<ProcessSwPackage", State.PROCESSING, what="an update")
+    assert not is_idle()
+
+
+def test_services_that_systemd_does_not_know_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = make(tmp_path, '[services]\nunits = "units"\n', monkeypatch)
+    units = tmp_path / "device/units"
+    units.mkdir()
+    (units / "own.service").write_text("[Service]\nExecStart=true\n")
+    assert is_idle()
+    hold = units / "notes.service.d" / HOLD_FILE
+    hold.parent.mkdir()
+    hold.touch()
+    assert not is_idle()
+    hold.unlink()
+    source = device.applications.units("notes") / "notes.service"
+    source.parent.mkdir(parents=True)
+    source.write_text("[Service]\nExecStart=true\n[Install]\nWantedBy=multi-user.target\n")
+    assert not is_idle()
+    (units / source.name).write_bytes(read_units(source.parent)[0].text)
+    assert not is_idle()
+    (units / "multi-user.target.wants").mkdir()
+    (units / "multi-user.target.wants/notes.service").symlink_to("../notes.service")
+    assert is_idle()
+    source.unlink()
     assert not is_idle()
 
 

@@ -20,8 +20,8 @@ class ServicesInside:
         self.settings = settings
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        values = [str(value) if isinstance(value, Path) else value for value in arguments]
-        status, output = self.machine.python(SCRIPT, json.dumps([self.settings, method, values]), timeout=120)
+        call = json.dumps([self.settings, method, arguments], default=str)
+        status, output = self.machine.python(SCRIPT, call, timeout=120)
         assert status == 0, output
         answer = json.loads(output.splitlines()[-1])
         if "error" in answer:
@@ -36,6 +36,9 @@ class ServicesInside:
 
     def unlink(self, folder: Path, but: Path | None = None) -> None:
         self._call("unlink", folder, but)
+
+    def arrange(self, folders: list[Path], held: list[str]) -> None:
+        self._call("arrange", folders, held)
 
     def start(self, name: str) -> None:
         self._call("start", name)

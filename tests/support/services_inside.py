@@ -15,6 +15,8 @@ from otaflow.platform.systemd import SystemdServices
 
 
 def decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return [decode(one) for one in value]
     return Path(value) if isinstance(value, str) and value.startswith("/") else value
 
 

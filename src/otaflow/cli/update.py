@@ -147,22 +147,23 @@ def recover(
 ) -> None:
     """Finish or take back what a power cut or a kill interrupted. Run at boot, before anything else of otaflow.
 
-    It needs neither network nor Prefect. With nothing to do it changes nothing. Where there is no systemd, it starts
-    the applications' services.
+    It needs neither network nor Prefect. With nothing to do it changes nothing. It has systemd know the applications'
+    services as they are now; where there is no systemd, it starts them.
     """
     device = load_device(config)
     device.boots.note_boot()
+    problem = _arrange_services(device) if device.config.services.kind == "systemd" else ""
     idle = not device.journal.needs_recovery  # the UCM itself is loaded only where there is work for it
     outcome = "" if idle else _recover(device, verify=verify, view=not json)
     device = load_device(config)
+    outcome = "; ".join(filter(None, [outcome, problem]))
     if device.config.services.kind == "processes":
         outcome = "; ".join(filter(None, [outcome, *_start_services(device)]))
     if json:
         print_json({"recovered": not idle, "outcome": outcome, "ucm_state": str(device.journal.state)})
-    elif idle:
-        print(f"nothing to recover: {device.journal.state}")
     else:
-        print(f"recovered: {device.journal.state}" + (f"; {outcome}" if outcome else ""))
+        what = "nothing to recover" if idle else "recovered"
+        print(f"{what}: {device.journal.state}" + (f"; {outcome}" if outcome else ""))
 
 
 def resume(*, config: ConfigFile = None, json: Json = False) -> None:
@@ -232,6 +233,20 @@ def go_on(ucm: "Ucm") -> None:
 def _tell_rolled_back(why: str) -> None:
     if why:
         print(f"otaflow: the update on trial was rolled back: {why}", file=sys.stderr)
+
+
+def _arrange_services(device: Device) -> str:
+    """Before any of them may start: the slot that came up may know what was when it was made. What failed."""
+    from otaflow.tasks.services_at_boot import arrange_services
+
+    try:
+        with using(device), device.lock:
+            arrange_services()
+    except Locked:  # somebody works on the device: this is no boot
+        pass
+    except OtaflowError as error:
+        return str(error)
+    return ""
 
 
 def _start_services(device: Device) -> list[str]:
