@@ -60,12 +60,12 @@ def history(
     from rich.table import Column, Table
 
     table = Table(
-        *(Column(name, no_wrap=True) for name in ("time (UTC)", "action", "version", "resolution")),
+        *(Column(name, no_wrap=True) for name in ("time (UTC)", "action", "name", "version", "resolution")),
         Column("why", ratio=1, overflow="fold"),
     )
     for record in records:
         time = str(record["time"])[:19].replace("T", " ")
-        cells = (time, record["action"], record["version"], record["resolution"], record.get("why", ""))
+        cells = (time, *(record[name] for name in ("action", "name", "version", "resolution")), record.get("why", ""))
         table.add_row(*(str(cell) for cell in cells))
     Console(highlight=False, markup=False).print(table)
 

@@ -20,15 +20,15 @@ class State(StrEnum):
 
 MEANING: dict[State, str] = {
     State.IDLE: "nothing is going on",
-    State.PROCESSING: "a package is being put into the spare slot",
-    State.READY: "the spare slot is prepared; it can be activated or given up",
-    State.ACTIVATING: "dependencies are checked and the boot target is changed",
-    State.VERIFYING: "the new system is on trial",
-    State.ACTIVATED: "the new system is healthy; it can be kept or rolled back",
-    State.ROLLING_BACK: "the former system is being brought back",
-    State.ROLLED_BACK: "the former system runs again",
+    State.PROCESSING: "a package is being prepared, beside what runs",
+    State.READY: "what is new is prepared; it can be activated or given up",
+    State.ACTIVATING: "dependencies are checked, applications closed and the boot target changed",
+    State.VERIFYING: "what is new is on trial",
+    State.ACTIVATED: "what is new is healthy; it can be kept or rolled back",
+    State.ROLLING_BACK: "what was before is being brought back",
+    State.ROLLED_BACK: "what was before runs again",
     State.CLEANING_UP: "what is no longer needed is removed",
-    State.ROLLING_BACK_FAILED: "the former system could not be brought back; only another rollback is permitted",
+    State.ROLLING_BACK_FAILED: "what was before could not be brought back; only another rollback is permitted",
 }
 
 RESTING = frozenset({State.IDLE, State.READY, State.ACTIVATED, State.ROLLED_BACK})
