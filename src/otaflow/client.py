@@ -256,6 +256,16 @@ class Client:
         """AcknowledgeMessage: all messages up to `id` were taken."""
         self._post("/otaflow/AcknowledgeMessage", reader=reader, id=id)
 
+    # --- diagnostic data ------------------------------------------------------------------------------------------
+
+    def get_diagnostics(self) -> Fields:
+        """GetDiagnostics: `{consent: {given, time, by}, waiting, report}`; the report as it would be sent now."""
+        return self._post("/otaflow/GetDiagnostics")
+
+    def diagnostics_consent(self, *, given: bool, by: str = "somebody") -> Fields:
+        """DiagnosticsConsent: `{given, time, by, removed}`."""
+        return self._post("/otaflow/DiagnosticsConsent", given=given, by=by)
+
     # --- reports --------------------------------------------------------------------------------------------------
 
     def get_sw_cluster_info(self) -> list[Fields]:

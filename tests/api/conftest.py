@@ -70,6 +70,14 @@ class Words:
             raise errors.OperationNotPermitted(f"cannot acknowledge message {id}: the newest is 1")
         self.said.append((reader, id))
 
+    def diagnostics(self) -> dict[str, Any]:
+        nobody = {"given": False, "time": None, "by": None}
+        return {"consent": nobody, "waiting": 0, "report": {"format": 1, "device": {"name": "d"}, "cut": []}}
+
+    def consent_to_diagnostics(self, *, given: bool, by: str) -> dict[str, Any]:
+        self.said.append((given, by))
+        return {"given": given, "time": "2026-01-31T12:00:00.000Z", "by": by, "removed": 0}
+
 
 @dataclass
 class Stub:

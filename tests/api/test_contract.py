@@ -104,7 +104,7 @@ def test_the_whole_table_was_read() -> None:
 def test_the_methods_are_those_of_the_contract(schema: Any) -> None:
     assert {method.name for method in (*METHODS, TRANSFER_DATA)} == set(TABLE)
     own = {method.path for method in OUR_OWN}
-    assert len(own) == 10
+    assert len(own) == 12
     assert set(schema["paths"]) == {f"/ucm/{name}" for name in [*TABLE, "CurrentStatus"]} | own
     assert "/ucm/CurrentStatus/events" in schema["paths"]["/ucm/CurrentStatus"]["get"]["description"]
 

@@ -11,6 +11,7 @@ from otaflow import errors
 from otaflow.agent.policy import Policy
 from otaflow.client import Client
 from otaflow.config import parse
+from otaflow.diagnostics import Spool, collect, read_consent
 from otaflow.platform.device import Device, using
 from otaflow.policy.inbox import Kind
 from otaflow.policy.offer import Offer
@@ -84,6 +85,22 @@ def test_an_answer_to_what_was_shown(real: Client, device: Device) -> None:
     assert real.get_offers()[0]["verdict"] == "install"
 
 
+def test_diagnostic_data_is_agreed_to(real: Client, device: Device) -> None:
+    asked = real.get_diagnostics()
+    assert (asked["consent"], asked["waiting"]) == ({"given": False, "time": None, "by": None}, 0)
+    assert asked["report"].keys() == collect(device).keys()
+    assert asked["report"]["device"] == {"name": "d", "model": "m"}
+    given = real.diagnostics_consent(given=True, by="somebody in\nthe cab")
+    assert (given["given"], given["by"], given["removed"]) == (True, "somebody in the cab", 0)
+    assert read_consent(device.nvm).given
+    spool = Spool(device.nvm)
+    spool.add(asked["report"], lambda: True)
+    assert real.get_diagnostics()["waiting"] == 1
+    assert real.diagnostics_consent(given=False)["removed"] == 1
+    assert not read_consent(device.nvm).given
+    assert spool.waiting() == []
+
+
 def test_messages(real: Client, device: Device) -> None:
     offer(device)
     [message] = real.get_messages()
@@ -128,6 +145,8 @@ def test_messages_are_streamed(real: Client, device: Device) -> None:
         ("Consent", {"choice": "now", "name": "x" * 65}),
         ("GetMessages", {"reader": "with space"}),
         ("GetMessages", {"after": -1}),
+        ("DiagnosticsConsent", {}),
+        ("DiagnosticsConsent", {"given": "yes"}),
         ("AcknowledgeMessage", {"reader": "radio"}),
         ("AcknowledgeMessage", {"reader": "radio", "id": "1"}),
     ],

@@ -179,3 +179,10 @@ def test_the_page_is_up_to_date(plain: Call) -> None:
 
 def test_the_table_for_people(plain: Call) -> None:
     assert "RollingBackFailed" in plain("table")
+
+
+def test_the_consent_to_diagnostic_data(call: Call, stub: Any) -> None:
+    assert json.loads(call("get-diagnostics"))["consent"] == {"given": False, "time": None, "by": None}
+    assert call("diagnostics-consent", "yes", "--by", "ann") == "yes\n"
+    assert json.loads(call("diagnostics-consent", "no", "--json"))["removed"] == 0
+    assert stub.policy.said == [(True, "ann"), (False, "somebody")]

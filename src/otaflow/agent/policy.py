@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from otaflow import answers
+from otaflow import answers, diagnostics
 from otaflow.errors import ConfigError, OperationNotPermitted, OtaflowError, UcmError
 from otaflow.platform.device import Device
+from otaflow.policy.consent import one_line
 from otaflow.policy.memory import Memory
 
 Fields = dict[str, Any]
@@ -52,3 +53,25 @@ class Policy:
             raise
         except OtaflowError as error:
             raise OperationNotPermitted(str(error), hint=error.hint) from error
+
+    def diagnostics(self) -> Fields:
+        """What would be reported to the maker now, whether the user agreed to that, and how much waits."""
+        device = Device(self.device.config)  # a look from beside: the agent works on its own one
+        return {
+            "consent": self._consented(),
+            "waiting": len(diagnostics.Spool(device.nvm).waiting()),
+            "report": diagnostics.collect(device),
+        }
+
+    def consent_to_diagnostics(self, *, given: bool, by: str) -> Fields:
+        """The user's answer to that; `removed` says how many reports that waited it removed."""
+        removed = 0
+        if given:
+            diagnostics.give_consent(self.device.nvm, one_line(by))
+        else:
+            removed = diagnostics.withdraw_consent(self.device.nvm, one_line(by))
+        return self._consented() | {"removed": removed}
+
+    def _consented(self) -> Fields:
+        holds = diagnostics.read_consent(self.device.nvm)
+        return {"given": holds.given, "time": holds.time or None, "by": holds.by or None}

@@ -1,4 +1,4 @@
-"""Our own methods, beside the contract and under a path of their own: slots, backups, applications, the policy."""
+"""Our own methods, beside the contract, under a path of their own: slots, backups, applications, policy, reports."""
 
 from typing import Final
 
@@ -120,6 +120,25 @@ BESIDE: Final = (
         m.Empty,
         (e.OperationNotPermitted,),
         lambda service, taken: service.policy.acknowledge(taken.reader, taken.id),
+        folder="otaflow",
+    ),
+    Method(
+        "GetDiagnostics",
+        "What would be reported to the maker if an update failed now, and whether the user agreed to that.",
+        m.Nothing,
+        m.Diagnostics,
+        (),
+        lambda service, _: service.policy.diagnostics(),
+        long=True,
+        folder="otaflow",
+    ),
+    Method(
+        "DiagnosticsConsent",
+        "The user agrees that diagnostic data is sent after a failure, or not; what waits goes then, unsent.",
+        m.DiagnosticsConsentIn,
+        m.DiagnosticsConsented,
+        (),
+        lambda service, taken: service.policy.consent_to_diagnostics(given=taken.given, by=taken.by),
         folder="otaflow",
     ),
 )

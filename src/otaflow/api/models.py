@@ -149,6 +149,11 @@ class ConsentIn(Taken):
     by: Annotated[str, Field(max_length=80)] = Field(default="somebody", description="Who says so.")
 
 
+class DiagnosticsConsentIn(Taken):
+    given: bool = Field(description="Whether diagnostic data may be sent after a failure.")
+    by: Annotated[str, Field(max_length=80)] = Field(default="somebody", description="Who says so.")
+
+
 class GetMessagesIn(Taken):
     reader: Reader | None = Field(default=None, description="Only what this application has not acknowledged.")
     after: Number = Field(default=0, description="Only messages with a higher id.")
@@ -248,6 +253,22 @@ class Message(Given):
 
 class Messages(Given):
     messages: list[Message]
+
+
+class DiagnosticsConsent(Given):
+    given: bool = Field(description="Nobody who never answered has agreed.")
+    time: str | None = Field(description="When the user answered; null where nobody did.")
+    by: str | None = Field(description="Who did.")
+
+
+class DiagnosticsConsented(DiagnosticsConsent):
+    removed: int = Field(description="How many reports that waited were removed, unsent.")
+
+
+class Diagnostics(Given):
+    consent: DiagnosticsConsent
+    waiting: int = Field(description="How many reports wait to be sent.")
+    report: dict[str, Any] = Field(description="What would be sent now, without secrets: `otaflow diagnostics show`.")
 
 
 class Progress(Given):

@@ -36,6 +36,12 @@ class PolicyService(Protocol):
 
     def acknowledge(self, reader: str, id: int) -> None: ...
 
+    def diagnostics(self) -> Fields:
+        """`{"consent": {"given", "time", "by"}, "waiting": int, "report": {…}}`. Blocks while it collects."""
+
+    def consent_to_diagnostics(self, *, given: bool, by: str) -> Fields:
+        """`{"given", "time", "by", "removed": int}`."""
+
 
 class UcmService(Protocol):
     """The agent, as the interface sees it. Any thread may call any method.

@@ -259,6 +259,27 @@ def acknowledge_message(reader: str, id: int, /, *, where: Where = HERE) -> None
 
 
 @app.command
+def get_diagnostics(*, where: Where = HERE) -> None:
+    """Show what would be reported to the maker now, and whether the user agreed to that."""
+    with asking(where) as client:
+        print_json(client.get_diagnostics())
+
+
+@app.command
+def diagnostics_consent(
+    answer: Literal["yes", "no"],
+    /,
+    *,
+    by: Annotated[str, Parameter(help="Who says so.")] = "somebody",
+    where: Where = HERE,
+) -> None:
+    """Agree that diagnostic data is sent after a failure, or not: then what waits is removed, unsent."""
+    with asking(where) as client:
+        holds = client.diagnostics_consent(given=answer == "yes", by=by)
+        show(where, holds, f"{answer}; removed what waited, unsent: {holds['removed']}" if holds["removed"] else answer)
+
+
+@app.command
 def get_sw_process_progress(id: Id, *, where: Where = HERE) -> None:
     """Show how far the processing is, in percent."""
     with asking(where) as client:

@@ -132,7 +132,7 @@ class Consents:
         expires: datetime | None = None if choice is Choice.NOT_THIS_ONE else now + timedelta(days=days)
         if choice is Choice.IN_WINDOW and expires:
             expires = max(expires, _end_of_next(windows, now))
-        answer = Answer(offer.content, offer.name, offer.version, choice, _one_line(by), through, now, boots, expires)
+        answer = Answer(offer.content, offer.name, offer.version, choice, one_line(by), through, now, boots, expires)
         with self._store.changing() as content:
             _put(content, "answers", answer.record())
         return answer
@@ -258,6 +258,6 @@ def _end_of_next(windows: Windows, now: datetime) -> datetime:
     return (opening and windows.closes(opening)) or now
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """`text` as a name that can be shown: one line, no control characters, not longer than a line."""
     return " ".join("".join(char if char.isprintable() else " " for char in text).split())[:100]
