@@ -9,6 +9,7 @@ from pydantic import Field
 from otaflow import through, work
 from otaflow.asked import Asked
 from otaflow.deployments import runs
+from otaflow.deployments.cut_off import close_cut_off_beside
 
 
 @flow(name="application", persist_result=False)
@@ -26,6 +27,7 @@ def application(
     Its data stays when it is removed. What fails is taken back, and the run fails. Where an agent runs, it does the
     work.
     """
+    close_cut_off_beside()
     device = work.load_device(Path(config) if config else None)
     asked = Asked(name=name, version=version, anew=what == "install", accepts=accept_irreversible)
     before = runs.describe(device)

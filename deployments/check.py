@@ -19,6 +19,7 @@ from pydantic import Field
 
 from otaflow import answers, installing, work
 from otaflow.deployments import runs, turns
+from otaflow.deployments.cut_off import close_cut_off_beside
 from otaflow.errors import ConfigError, HealthCheckFailed, OtaflowError
 from otaflow.flows import waiting
 from otaflow.flows.check import Polled, poll
@@ -74,8 +75,7 @@ async def check(
     run = str(context.flow_run.id) if context and context.flow_run and context.flow_run.deployment_id else ""
     if run and jitter_minutes and (instead := turns.wait_for_turn(run, timedelta(minutes=jitter_minutes))):
         return instead
-    if context and context.flow_run and context.flow_run.work_queue_name:  # a worker's run
-        turns.close_cut_off(context.flow_run)
+    close_cut_off_beside()
     try:
         with SyncClientContext.get_or_create():  # one for all boxes: each would read all CAs for a client of its own
             polled = await _poll(device, run, application)

@@ -5,6 +5,7 @@ from pathlib import Path
 from prefect import flow
 
 from otaflow import through, work
+from otaflow.deployments.cut_off import close_cut_off_beside
 
 
 @flow(name="clean up backups", persist_result=False)
@@ -13,6 +14,7 @@ def clean_up(config: str | None = None) -> list[str]:
 
     Where an agent runs, it does the work.
     """
+    close_cut_off_beside()
     device = work.load_device(Path(config) if config else None)
     if agent := through.find_agent(device):
         with agent:

@@ -9,6 +9,7 @@ from pydantic import Field
 from otaflow import through, work
 from otaflow.asked import Asked
 from otaflow.deployments import runs
+from otaflow.deployments.cut_off import close_cut_off_beside
 from otaflow.errors import Restarting
 
 
@@ -27,6 +28,7 @@ def install(
     Of an application, what must be installed before it is fetched from the repository. An update that does not prove
     itself healthy is taken back, and the run fails.
     """
+    close_cut_off_beside()
     device = work.load_device(Path(config) if config else None)
     before = runs.describe(device)
     asked = Asked(file=Path(file), accepts=accept_irreversible)

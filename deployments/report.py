@@ -8,6 +8,7 @@ from prefect.states import Failed
 
 from otaflow import work
 from otaflow.deployments import runs
+from otaflow.deployments.cut_off import close_cut_off_beside
 from otaflow.policy import notices
 
 
@@ -18,6 +19,7 @@ async def report(config: str | None = None, alarm: str = "", tell: bool = False)
     With `alarm`, what is the matter, the run ends as a failed one of that message; `tell` sends that to people, too.
     The automations of `otaflow up` do so.
     """
+    close_cut_off_beside()
     device = work.load_device(Path(config) if config else None)
     runs.report(device, runs.describe(device), "Alarm" if alarm else "Report")
     if not alarm:

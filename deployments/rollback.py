@@ -6,6 +6,7 @@ from typing import Literal
 from prefect import flow
 
 from otaflow import actions, through, work
+from otaflow.deployments.cut_off import close_cut_off_beside
 from otaflow.errors import Restarting
 
 Way = Literal["previous slot", "snapshot", "backup"]
@@ -24,6 +25,7 @@ def rollback(way: Way = "previous slot", backup: str | None = None, config: str 
         raise ValueError("cannot restore a backup: `backup` does not say which one")
     if way == "previous slot" and backup:
         raise ValueError("cannot go back to the previous slot and to a backup: leave `backup` empty")
+    close_cut_off_beside()
     device = work.load_device(Path(config) if config else None)
     to = WAYS[way]
     if agent := through.find_agent(device):

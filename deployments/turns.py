@@ -1,4 +1,4 @@
-"""Polls of a central server: a moment of its own for each device, the last of several, and no other one beside it."""
+"""Polls of a central server: a moment of its own for each device, and the last of several."""
 
 import random
 from datetime import UTC, datetime, timedelta
@@ -16,7 +16,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import Pause
-from prefect.states import Cancelled, Crashed, Scheduled
+from prefect.states import Cancelled, Scheduled
 
 
 def wait_for_turn(run: str, jitter: timedelta) -> Any:
@@ -37,18 +37,6 @@ def wait_for_turn(run: str, jitter: timedelta) -> Any:
         )
         client.set_flow_run_state(this.id, later, force=True)
     raise Pause(state=later)
-
-
-def close_cut_off(this: FlowRun) -> None:
-    """End the runs of the same deployment that are said to run: one runs at a time, and that is this one.
-
-    They were cut off, by the restart that an update takes, or by the power; a worker closes none that it lost.
-    """
-    state = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING]))
-    with get_client(sync_client=True) as client:
-        for other in _find_others(client, this, FlowRunFilter(state=state)):
-            crashed: Any = Crashed(message="it was cut off; the session's run says how the device went on")
-            client.set_flow_run_state(other.id, crashed, force=True)
 
 
 def _is_next_due(client: SyncPrefectClient, this: FlowRun) -> bool:

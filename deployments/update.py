@@ -6,6 +6,7 @@ from prefect import flow
 
 from otaflow import through, work
 from otaflow.asked import Asked
+from otaflow.deployments.cut_off import close_cut_off_beside
 from otaflow.errors import Restarting
 
 
@@ -17,6 +18,7 @@ def update(config: str | None = None, source: str | None = None, accept_irrevers
     of data that cannot be brought back. An update that does not prove itself healthy is taken back, and the run fails.
     Where an agent runs, it does the work. A restart ends the run; `otaflow resume` goes on after it.
     """
+    close_cut_off_beside()
     device = work.load_device(Path(config) if config else None, source)
     asked = Asked(accepts=accept_irreversible)
     if agent := through.find_agent(device):

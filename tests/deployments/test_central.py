@@ -1,14 +1,17 @@
 """Devices on a central Prefect server with PostgreSQL: a work queue and a process worker for each; the server goes."""
 
 import os
+import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 from central import Central, Served, find_postgres, postgres
 
 from otaflow.cli.demo_site import Site
+from otaflow.deployments.cut_off import find_executed
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +70,7 @@ def test_every_deployment_of_a_device(one: Served) -> None:
         deployment["entrypoint"].rpartition(":")[0]: deployment
         for deployment in one.central.ask("deployments/filter", {"deployments": {"name": {"any_": [one.name]}}})
     }
-    flows = ("check", "update", "install", "rollback", "clean_up", "diagnostics", "report")
+    flows = ("check", "update", "install", "application", "rollback", "clean_up", "diagnostics", "report")
     assert set(found) == {f"deployments/{flow}.py" for flow in flows}
     for deployment in found.values():
         assert deployment["work_queue_name"] == one.name
@@ -141,6 +144,40 @@ def test_the_same_button_twice(one: Served) -> None:
     one.start_worker()
     assert sorted(one.wait_for(run, "Completed", "Cancelled")["name"] for run in once) == ["Cancelled", "Completed"]
     assert [one.wait_for(run, "Completed")["name"] for run in waits] == ["Completed", "Completed"]
+
+
+def test_runs_that_were_cut_off(one: Served) -> None:
+    """The power goes while the worker executes them: they are closed, and hold no slot any more."""
+    one.start_worker()
+    assert one.agent.process is not None
+    one.agent.process.send_signal(signal.SIGSTOP)  # they wait for its answer
+    lost = [one.start_run("roll back", way="previous slot"), one.start_run("install a file", file="none.nsu")]
+    for run in lost:
+        one.wait_for(run, "Running")
+    executing = [process for run in lost for process in one.processes(run)]
+    assert find_executed([UUID(run) for run in lost]) == {UUID(run) for run in lost}
+    one.worker.stop(signal.SIGKILL)
+    for process in executing:
+        os.kill(process, signal.SIGKILL)
+    one.agent.process.send_signal(signal.SIGCONT)
+    one.start_worker()
+    one.wait_for(one.start_run("report"), "Completed")
+    assert [one.state(run)["name"] for run in lost] == ["Crashed", "Crashed"]
+    # a rollback is no second press of that one's button
+    one.wait_for(one.start_run("roll back", way="backup", backup="none"), "Failed")
+
+
+def test_the_agent_closes_what_was_cut_off_when_it_starts(one: Served) -> None:
+    one.worker.stop()
+    lost = one.start_run("roll back", {"type": "RUNNING", "name": "Running"})
+    due = one.start_run("report", {"type": "PENDING", "name": "Pending"})  # a worker may have just taken it
+    one.agent.stop()
+    one.start_agent()
+    one.wait_for(lost, "Crashed")
+    assert one.state(due)["name"] == "Pending"
+    one.start_worker()
+    one.wait_for(one.start_run("report"), "Completed")
+    assert one.state(due)["name"] == "Crashed"
 
 
 def test_a_devices_runs_are_its_own(one: Served, two: Served) -> None:

@@ -64,4 +64,8 @@ def running_agent(device: "Device") -> "Iterator[Agent]":
 def _connect(device: "Device") -> "PrefectRuns":
     from otaflow.work import connect_prefect
 
-    return connect_prefect(device)
+    runs = connect_prefect(device)
+    from otaflow.deployments.cut_off import close_cut_off, queue_of
+
+    close_cut_off(queue_of(device.config.device.name))
+    return runs
