@@ -37,14 +37,14 @@ def record_end(
     )
 
 
-def raise_alarm(device: Device, what: str, error: Exception) -> None:
-    """Into the log and the history, with all that is left; the next cleaning tries again."""
+def raise_alarm(device: Device, what: str, error: Exception, *, of: str = "alarm") -> None:
+    """Into the log and the history, with all that is left; once for each session and kind `of` alarm."""
     left = ", ".join(STEPS[intent.step].title for intent in device.journal.open_intents())
     why = f"{what}: {error}" + (f"; still to be taken back: {left}" if left else "")
     log.error("%s", why)
     system = device.running_system()
     device.history.add(
-        key=f"{device.journal.session.id}.alarm",
+        key=f"{device.journal.session.id}.{of}",
         name=system.name,
         version=system.version,
         action="CleanUp",

@@ -8,9 +8,11 @@ import pytest
 from update_world import World
 
 from otaflow.agent import house
+from otaflow.agent.again import TRIES, Again
 from otaflow.agent.house import House
 from otaflow.service import Ucm
 from otaflow.transfer.store import Transfers
+from otaflow.ucm.states import State
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 
@@ -21,6 +23,26 @@ def make_house(world: World) -> tuple[House, list[Any]]:
     asked: list[Any] = []
     worker: Any = type("Asked", (), {"submit": lambda _, work: asked.append(work)})()
     return House(Ucm(device), Transfers(device.cache / "transfers", timeout_seconds=60), worker, None), asked
+
+
+def test_what_is_stuck_is_tried_again_less_and_less_often(world: World) -> None:
+    """Also over restarts of the agent, each of which makes one try by itself."""
+    ucm = Ucm(world.device())
+    ucm.device.journal.transition("<ProcessSwPackage", State.PROCESSING, action=world.up().record())
+    again, waits, now = Again(ucm), [], 0.0
+    for tick in range(0, 40 * 3600, 60):
+        if tick == 6 * 3600:
+            again = Again(Ucm(world.device()))
+        if again.is_due(tick):
+            waits.append(int(tick - now) // 60)
+            again.begin(tick)
+            again.end(OSError("no room"))
+            now = tick
+    assert waits[:6] == [1, 2, 4, 8, 16, 32]
+    assert set(waits[6:]) - {60} <= {60 + minute for minute in range(60)}  # the one across the restart
+    assert len(waits) == TRIES
+    alarms = [one for one in world.device().history.read() if one["action"] == "CleanUp"]
+    assert [(one["error"], "failed 3 times: no room" in one["why"]) for one in alarms] == [("OSError", True)]
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ import pytest
 from agent_rig import SECONDS, Rig, Signed, running
 from update_world import World, differences
 
-from otaflow.agent import house
-from otaflow.errors import MissingDependencies
+from otaflow import fault
+from otaflow.agent import again, house
+from otaflow.errors import GeneralReject, MissingDependencies
 from otaflow.ucm.states import State
 
 AWAY = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_LOGGING_LEVEL": "CRITICAL"}
@@ -153,6 +154,50 @@ def test_a_session_that_nobody_drives_ends(
     monkeypatch.setattr(house, "UNATTENDED_SECONDS", 0)
     looking.wait_for("Idle")
     assert trusting.resolutions()[1:] == [end]
+
+
+@pytest.mark.parametrize(
+    ("package", "fault_point", "stands"),
+    [
+        ("sick", "undo.flip_slot.before", "RollingBackFailed"),
+        ("failing", "undo.copy_active_slot.before", "Processing"),
+    ],
+)
+def test_what_cannot_be_taken_back_is_tried_again(
+    trusting: World,
+    signed: Signed,
+    fault_points: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    package: str,
+    fault_point: str,
+    stands: str,
+) -> None:
+    """Without a restart, and without anybody who asks for it; people are told once."""
+    monkeypatch.setattr(house, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(house, "EXPIRE_SECONDS", 0)
+    monkeypatch.setattr(again, "FIRST_SECONDS", 0.02)
+    before = of_the_device(trusting.picture())
+    with running(trusting, signed) as rig:
+        fault.arm(fault_point, "fail")
+        id = rig.upload(package)
+        if package == "failing":
+            with pytest.raises(GeneralReject):
+                rig.client.process_sw_package(id, unattended=True)
+        else:
+            rig.client.process_sw_package(id, unattended=True)
+            rig.client.activate()
+        tries = again.ALARM + 1
+        end = time.monotonic() + SECONDS
+        while rig.agent.ucm.journal.session.notes.get("again", {}).get("tries", 0) < tries:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert rig.state in (stands, "Rolling-back")
+        fault.arm("")
+        rig.wait_for("Idle")
+    assert [one["action"] for one in trusting.device().history.read()].count("CleanUp") == 1
+    after = of_the_device(trusting.picture())
+    after.pop("nvm/retention", None)  # the house was kept
+    assert differences(before, after) == {}
 
 
 def test_what_another_client_began_stays_attended(looking: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from otaflow import errors
+from otaflow.agent.again import Again
 from otaflow.agent.packages import release
 from otaflow.agent.worker import Worker
 from otaflow.errors import Restarting
@@ -40,6 +41,7 @@ class House:
         self._expired = time.monotonic()
         self._retained: datetime | None = None
         self._carried: dict[str, int] = {}
+        self._again = Again(ucm)
         self.thread = threading.Thread(target=self._run, name="otaflow-house", daemon=True)
 
     def end(self) -> None:
@@ -47,18 +49,25 @@ class House:
 
     def put_in_order(self) -> None:
         """Recover. What fails is in the journal and the log; the interface answers all the same."""
+        self._recover()
+
+    def _recover(self) -> Exception | None:
+        """Recover; what failed."""
+        failed: Exception | None = None
         session = self.ucm.journal.session
         try:
             recover(self.ucm, verifies=False)
         except Restarting:
             log.info("the machine is restarting")
         except (errors.OtaflowError, OSError) as error:
+            failed = error
             self.worker.note_stuck()
             log.error("cannot finish what was interrupted: %s; it is %s", error, self.ucm.state)  # noqa: TRY400
         processed = frozenset(action.package for action, _ in self.ucm.processed())
         release(self.transfers, session, but=processed if self.ucm.state is not State.IDLE else frozenset())
         if self.ucm.state is State.VERIFYING:
             self.worker.submit(self.ending(self.ucm.go_on) if session.unattended else self.ucm.verify)
+        return failed
 
     def ending(self, work: Work) -> Work:
         """`work` that may end the session, also with an error: its packages have served then."""
@@ -85,7 +94,7 @@ class House:
         self._connect()
         if now - self._expired > EXPIRE_SECONDS:
             self._expired = now
-            self._try_again()
+            self._try_again(now)
             self._expire()
             self._retain(datetime.now(UTC))
         self._look_after(now)
@@ -115,11 +124,26 @@ class House:
         for id in self.transfers.expire():
             log.warning("the transfer %s was idle for too long and is given up", id)
 
-    def _try_again(self) -> None:
-        stuck, self.worker.stuck = self.worker.stuck, None
-        if stuck:
-            # Only where nothing has happened since: a client may have begun something, whose work is still to come.
-            self.worker.submit(lambda: self.put_in_order() if self.ucm.where == stuck else None)
+    def _try_again(self, now: float) -> None:
+        stuck = self._find_stuck()
+        # Cleaning-Up is tried a few times, and then is Idle with an alarm: that is not to take long.
+        if stuck and (self.ucm.state is State.CLEANING_UP or self._again.is_due(now)):
+            self.worker.stuck = None
+            self.worker.submit(lambda: self._leave(stuck, now))
+
+    def _find_stuck(self) -> tuple[str, int] | None:
+        """Where no client, or none any more, can do anything about it."""
+        unattended = self.ucm.journal.session.unattended
+        failed = self.ucm.where if unattended and self.ucm.state is State.ROLLING_BACK_FAILED else None
+        return self.worker.stuck or failed
+
+    def _leave(self, stuck: tuple[str, int], now: float) -> None:
+        if self.ucm.where != stuck:  # a client may have begun something, whose work is still to come
+            return
+        if self.ucm.state is not State.CLEANING_UP:
+            self._again.begin(now)
+        if error := self._recover():
+            self._again.end(error)
 
     def _look_after(self, now: float) -> None:
         """An unattended session that rests for long is carried on: nobody is there who drives it."""
