@@ -5,7 +5,6 @@ spec/s16-package-update.md. When they begin nothing of the application runs, and
 """
 
 import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +163,7 @@ def _dump(database: Database, target: Path, what: str) -> None:
 
 def _refuse_strangers(here: Device, databases: list[dict[str, Any]]) -> None:
     """Somebody else who writes to the data, an administrator say, would go on in the old file after a restore."""
-    folders = {here.applications.data(spec["application"]) for spec in databases if "path" in spec}
+    folders = {here.applications.data(spec["application"]) for spec in databases if spec.get("path")}
     for one in find_processes(sorted(folders)):
         raise DatabaseFailed(
             f"cannot migrate: {one.command} ({one.pid}), which is no program of the application's, {one.why}",
@@ -236,7 +235,7 @@ def _environment(here: Device, spec: dict[str, Any], database: Database) -> dict
         "OTAFLOW_DATA": str(here.applications.data(spec["application"])),
         "OTAFLOW_ETC": str(here.configuration),
     }
-    with suppress(KeyError):
+    if spec.get("path"):
         environment["OTAFLOW_DATABASE"] = str(here.applications.data(spec["application"]) / spec["path"])
     return environment
 
