@@ -21,7 +21,6 @@ from otaflow.platform.labels import read_label
 
 ALLOWED = {"1.0.0 on schema 1", "1.1.0 on schema 2"}
 FLAPS = "sleep 0.03; exit 1"
-KINDS = ["directories", pytest.param("btrfs", marks=pytest.mark.btrfs)]
 Picture = dict[str, Any]
 
 
@@ -80,7 +79,7 @@ def answers(world: NotesInside) -> dict[str, Any]:
 # --- the example's web service ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param("btrfs", marks=pytest.mark.btrfs)])
 def test_the_life_of_an_application(notes: NotesInside, kind: str) -> None:
     assert notes.get() == {"version": "1.0.0", "schema": 1, "notes": ["first", "second"]}
     notes.install(notes.action("1.1.0"))
