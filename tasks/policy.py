@@ -12,7 +12,7 @@ from typing import Any
 
 from otaflow import history
 from otaflow.action import NAMES
-from otaflow.errors import JournalCorrupt, OperationNotPermitted
+from otaflow.errors import OperationNotPermitted
 from otaflow.platform.device import Device, device
 from otaflow.policy import notices, words
 from otaflow.policy.decide import Decision, Verdict
@@ -135,18 +135,14 @@ def has_consented_to_diagnostics() -> bool:
 @step("look at what ended")
 def look_at_what_ended() -> list[str]:
     """Tell of every update that ended since the last look, whoever began it, and remember the failures."""
-    try:
-        records = device().history.read()
-    except JournalCorrupt as error:  # no reason to leave the device without updates
-        log.error("%s", error)  # noqa: TRY400
-        return []
+    records = device().history.mend()
     now = datetime.now(UTC)
     texts = []
     with _told().changing() as told:
         first = "told" not in told
         known = told.setdefault("told", {"count": 0})
         told["poll"] = {"time": as_text(now), "boots": device().boots.count()}
-        for record in records[known["count"] :]:
+        for record in records[history.find_unknown(records, known) :]:
             content = _content_of(told, record)
             # A board without a clock of its own writes 1970: what is seen for the first time counts as of now.
             memory().failures.learn(record, now, content, as_recorded=first)
@@ -154,7 +150,7 @@ def look_at_what_ended() -> list[str]:
                 _forget(told, content)
             if not first and record.get("session"):
                 texts.append(_post_end(record))
-        known["count"] = len(records)
+        known |= history.place_of(records)
     _notify(texts)
     return texts
 

@@ -197,11 +197,14 @@ def test_what_a_command_failed_to_install_is_left_alone(served: Site, packages: 
 def test_a_damaged_history_stops_no_update(served: Site, packages: Packages) -> None:
     served.poll()
     history = served.world.device().nvm / "history"
-    content = bytearray(history.read_bytes())
-    content[20] ^= 1
-    history.write_bytes(bytes(content) + b"another line\n")
+    sound = history.read_bytes()
+    damaged = sound[:20] + bytes([sound[20] ^ 1]) + sound[21:] + b"another line\n" + sound
+    history.write_bytes(damaged)
     served.publish(packages.make())
     assert served.poll() == "Waiting for the user"
+    records = served.world.device().history.read()
+    assert (records[-1]["error"], records[-1]["lost"]) == ("JournalCorrupt", 2)
+    assert history.with_name("history.damaged").read_bytes() == damaged
 
 
 def test_what_is_not_offered_any_more_is_not_asked_about(served: Site, packages: Packages) -> None:
