@@ -43,18 +43,20 @@ def change_data(parts: Parts) -> None:
     keep_stopped()
     closed = [part["name"] for part in parts if part["kind"] == "application"]
     for part in parts:
+        # Each is kept when those before it are done: begun again after a power cut, it must not take them back.
         if part["migrations"]:
             back_up_migration_data(name=part["name"], migrations=part["migrations"])
-    for part in parts:
-        if part["migrations"]:
             tree = device().applications.path(part["name"]) if part["kind"] == "application" else None
             folder = str(tree) if tree else part["folder"]
             migrate(name=part["name"], migrations=part["migrations"], folder=folder, closed=closed)
 
 
 def reload(parts: Parts) -> None:
-    """*Reload services*: the new programs start, others read anew what has changed, and all of them stay up."""
-    for part in parts:
+    """*Reload services*: the new programs start, others read anew what has changed, and all of them stay up.
+
+    Applications come first: a system may restart their services, which are not known before.
+    """
+    for part in sorted(parts, key=lambda part: bool(part["kind"] == "system")):
         if part["restart"]:
             start_services(name=part["name"], services=part["restart"], application=part["kind"] == "application")
     for part in parts:

@@ -10,6 +10,7 @@ from otaflow.tasks.step import remember, step, stop_if_asked
 
 LOOK_SECONDS = 0.2
 LAST_LINES = 5
+LOG_SECONDS = 2.0
 
 
 @step("stop services", when="restarted", key="name")
@@ -111,5 +112,10 @@ def check_services(services: list[str]) -> None:
 
 
 def _last_words(service: str) -> str:
-    lines = device().services.read_log(service, LAST_LINES)
+    """What it wrote last; its supervisor may be about to write that down."""
+    lines: list[str] = []
+    end = time.monotonic() + LOG_SECONDS
+    while not lines and time.monotonic() < end:
+        lines = device().services.read_log(service, LAST_LINES)
+        time.sleep(0 if lines else LOOK_SECONDS)
     return f"; its last words: {' / '.join(lines)}" if lines else ""

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from app_world import ADD_AUTHOR, SYSTEM, AppWorld, LightWorld
+from app_world import ADD_AUTHOR, SYSTEM, AppWorld, LightWorld, build_system
 
 from otaflow.action import Action
 from otaflow.actions import find_removal
@@ -30,7 +30,6 @@ from otaflow.errors import (
     OperationNotPermitted,
     OtaflowError,
 )
-from otaflow.package.build import build
 from otaflow.platform.device import using
 from otaflow.policy.closing import Closing
 from otaflow.policy.inbox import Inbox
@@ -125,26 +124,6 @@ def test_the_new_version_writes_and_what_it_wrote_goes_when_it_is_rolled_back(se
 
 
 # --- all or none ------------------------------------------------------------------------------------------------------
-
-PROGRAM = (
-    '#!/bin/sh\nset -e\necho "$OTAFLOW_VERSION_TO" > "$OTAFLOW_SLOT/bin/hello"\necho new >> "$OTAFLOW_ETC/notes.conf"\n'
-)
-
-
-def build_system(
-    world: AppWorld, version: str = "1.1.0", files: dict[str, str] | None = None, **metadata: Any
-) -> Action:
-    """The action that installs a system package."""
-    source = world.folder / f"system-{version}"
-    (source / "assets").mkdir(parents=True)
-    for name, text in (files or {}).items():
-        (source / "assets" / name).write_text(text)
-    (source / "update").write_text(PROGRAM)
-    (source / "update").chmod(0o755)
-    values = {"format": 1, "name": SYSTEM, "kind": "system", "version": version, "update_number": 1, **metadata}
-    (source / "metadata").write_text(json.dumps(values))
-    build(source, source.with_suffix(".nsu"))
-    return Action("up", SYSTEM, version, 1, package=str(source.with_suffix(".nsu")), facts={"from_version": "1.0.0"})
 
 
 def light_update(world: LightWorld, **more: Any) -> Action:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from app_world import ADD_AUTHOR, FAIL_HALF_WAY, LightWorld
+from app_world import ADD_AUTHOR, FAIL_HALF_WAY, LightWorld, build_system
 
 from otaflow import fault
 from otaflow.action import Action
@@ -21,6 +21,11 @@ from otaflow.recovery import recover
 
 SICK = {"health": [{"name": "well", "command": ["sh", "-c", "echo unwell; exit 1"], "tries": 1}]}
 """Not a service that ends: whether that is seen at its start or later depends on the machine."""
+DATABASE = {"kind": "sqlite", "path": "notes.db", "application": "notes"}
+OF_THE_SYSTEM: dict[str, Any] = {
+    "migrations": [{"database": DATABASE, "sql": ["up.sql"]}],
+    "services": {"restart": ["notes.service"]},
+}
 STORIES: dict[str, Callable[[LightWorld], list[Action]]] = {
     "update": lambda world: [world.action("1.1.0", world.build_light("1.1.0", before="1.0.0", sql=ADD_AUTHOR))],
     "failing migration": lambda world: [
@@ -28,6 +33,10 @@ STORIES: dict[str, Callable[[LightWorld], list[Action]]] = {
     ],
     "sick application": lambda world: [
         world.action("1.1.0", world.build_light("1.1.0", before="1.0.0", sql=ADD_AUTHOR, **SICK))
+    ],
+    "system and application": lambda world: [
+        build_system(world, files={"up.sql": "INSERT INTO notes (text) VALUES ('of the system');"}, **OF_THE_SYSTEM),
+        world.action("1.1.0", world.build_light("1.1.0", before="1.0.0", sql=ADD_AUTHOR)),
     ],
     "remove": lambda world: [world.action("1.0.0", Path(), "remove")],
 }
@@ -74,11 +83,28 @@ def killed(of: Callable[[str], list[str]], *stories: str) -> list[Any]:
     return cases
 
 
-def steps_of(story: str) -> list[str]:
-    """The points of steps, until the update is committed; a retry finds the backup done, and goes on."""
+def steps_of(story: str, of: Callable[[str], list[str]] | None = None) -> list[str]:
+    """The points of steps, until the update is committed.
+
+    Without those at which a retry finds the backup done, and goes on; or at which the rollback cannot restart either,
+    which test_every_moment.py tries.
+    """
     names = recorded()[story]
-    end = names.index("<Finish Activated.before")
-    return [name for name in names[:end] if " " not in name and name != "back_up_migration_data.done"]
+    names = names[: names.index("<Finish Activated.before")]
+    wanted = of(story) if of else names
+    others = ("back_up_migration_data.done", "restart.acted", "restart.done")
+    return [name for name in names if name in wanted and " " not in name and name not in others]
+
+
+def moments_beside(story: str) -> list[str]:
+    """What a good story passes that the update alone does not, and where both change the same data."""
+    names = recorded()[story]
+    return [
+        name
+        for name in names
+        if name not in recorded()["update"]
+        or name.startswith(("migrate.", "back_up_migration_data.", "start_services."))
+    ]
 
 
 def own_moments(story: str) -> list[str]:
@@ -86,7 +112,11 @@ def own_moments(story: str) -> list[str]:
     return [name for name in recorded()[story] if name not in recorded()["update"] or "Cleaning-Up" in name]
 
 
-DECIDED = {"update": "replace_files.done", "remove": "remove_application.done"}
+DECIDED = {
+    "update": "replace_files.done",
+    "remove": "remove_application.done",
+    "system and application": "flip_slot.done",
+}
 
 
 def is_decided(story: str, point: str) -> bool:
@@ -106,7 +136,7 @@ def outcome(world: LightWorld) -> Picture:
     return {
         name: value[:5] if isinstance(value, tuple) else value
         for name, value in picture.items()
-        if not name.endswith(".otaflow-application.json")
+        if not name.endswith((".otaflow-application.json", ".otaflow.json"))
     } | {"?starts": world.starts()[-1:]}
 
 
@@ -134,7 +164,13 @@ def good_end(story: str) -> Picture:
             world.close()
 
 
-@pytest.mark.parametrize(("story", "point"), told(steps_of, "update", "remove"))
+@pytest.mark.parametrize(
+    ("story", "point"),
+    [
+        *told(steps_of, "update", "remove"),
+        *told(lambda story: steps_of(story, moments_beside), "system and application"),
+    ],
+)
 def test_a_step_that_fails_leaves_everything_as_it_was(
     world: LightWorld, story: str, point: str, fault_points: Any
 ) -> None:
@@ -148,7 +184,13 @@ def test_a_step_that_fails_leaves_everything_as_it_was(
     assert world.last()["resolution"] in ("kFailed", "kVerificationFailed")
 
 
-@pytest.mark.parametrize(("story", "point", "how"), killed(lambda story: recorded()[story], "update", "remove"))
+@pytest.mark.parametrize(
+    ("story", "point", "how"),
+    [
+        *killed(lambda story: recorded()[story], "update", "remove"),
+        *killed(moments_beside, "system and application"),
+    ],
+)
 def test_a_kill_and_recover_leave_all_or_nothing(
     world: LightWorld, story: str, point: str, how: str, zygote: Any
 ) -> None:

@@ -327,7 +327,28 @@ class LightWorld(AppWorld):
                     process.kill()
         shutil.rmtree(self.root / "nvm/services/run", ignore_errors=True)
         end_processes([self.tree], grace=0)
-        self.device().boots.note_restart()
+        self.device().boot.restart()  # as the boot loader starts what it is to start
+
+
+SYSTEM_PROGRAM = (
+    '#!/bin/sh\nset -e\necho "$OTAFLOW_VERSION_TO" > "$OTAFLOW_SLOT/bin/hello"\necho new >> "$OTAFLOW_ETC/notes.conf"\n'
+)
+
+
+def build_system(
+    world: AppWorld, version: str = "1.1.0", files: dict[str, str] | None = None, **metadata: Any
+) -> Action:
+    """The action that installs a system package."""
+    source = world.folder / f"system-{version}"
+    (source / "assets").mkdir(parents=True)
+    for name, text in (files or {}).items():
+        (source / "assets" / name).write_text(text)
+    (source / "update").write_text(SYSTEM_PROGRAM)
+    (source / "update").chmod(0o755)
+    values = {"format": 1, "name": SYSTEM, "kind": "system", "version": version, "update_number": 1, **metadata}
+    (source / "metadata").write_text(json.dumps(values))
+    build(source, source.with_suffix(".nsu"))
+    return Action("up", SYSTEM, version, 1, package=str(source.with_suffix(".nsu")), facts={"from_version": "1.0.0"})
 
 
 def free_port() -> int:
