@@ -4,7 +4,9 @@ A dump is a database file itself. The `-wal`, `-shm` and `-journal` files beside
 SQLite would replay them into whatever file has the database's name, so they go before a restored file takes it.
 """
 
+import errno
 import os
+import shutil
 import signal
 import sqlite3
 import stat
@@ -13,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from otaflow.errors import CommandFailed, DatabaseFailed
+from otaflow.errors import CommandFailed, DatabaseFailed, MigrationFailed
 from otaflow.files import fsync_file, fsync_folder
 from otaflow.platform import sqlite_copy
 from otaflow.platform.copying import PIECE, copy_file, copy_metadata
@@ -22,6 +24,7 @@ from otaflow.platform.run import run
 from otaflow.platform.sqlite_script import run_script
 
 HEADER = b"SQLite format 3\0"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 BESIDE = ("-wal", "-shm", "-journal")
 LOCK_SECONDS = 5.0
 COPY_SECONDS = 24 * 3600.0
@@ -87,12 +90,7 @@ class SqliteDatabase:
             new.unlink(missing_ok=True)
             if dump is not None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    copy_file(dump, new)
-                    fsync_file(new)
-                except BaseException:
-                    new.unlink(missing_ok=True)
-                    raise
+                self._copy_back(dump, new)
             self._remove_beside()
             if dump is not None:
                 os.rename(new, self.path)
@@ -100,6 +98,20 @@ class SqliteDatabase:
                 self.path.unlink(missing_ok=True)
             if self.path.parent.is_dir():
                 fsync_folder(self.path.parent)
+
+    def _copy_back(self, dump: Path, new: Path) -> None:
+        """What is there goes first where there is no room for both: the dump stays, and a restore is begun again."""
+        try:
+            _copy_durably(dump, new)
+        except OSError as error:
+            there = [path for path in (self.path, *map(self._beside, BESIDE)) if path.exists()]
+            room = shutil.disk_usage(new.parent).free + sum(path.stat().st_size for path in there)
+            if error.errno not in NO_ROOM or dump.stat().st_size > room:
+                raise
+            for path in there:
+                path.unlink()
+            fsync_folder(self.path.parent)
+            _copy_durably(dump, new)
 
     def execute(self, script: Path, timeout: float, cancelled: Callable[[], bool] | None = None) -> None:
         """Its statements in one transaction; foreign keys are not enforced meanwhile but checked at the end.
@@ -112,11 +124,18 @@ class SqliteDatabase:
                 opened.execute("PRAGMA synchronous = EXTRA")
                 opened.execute("BEGIN IMMEDIATE")
                 run_script(opened, script, timeout, cancelled)
-        except BaseException:
+        except BaseException as error:
             if made:
                 self._remove_beside()
                 self.path.unlink(missing_ok=True)
+            elif isinstance(error, MigrationFailed):
+                self._finish_rollback()
             raise
+
+    def _finish_rollback(self) -> None:
+        """After a full disk SQLite leaves what was written to whoever opens the database next."""
+        with suppress(sqlite3.Error), closing(self._open()) as opened:
+            opened.execute("PRAGMA user_version").fetchone()
 
     def _copy_to(self, new: Path) -> None:
         # -I and -S: as little as possible has to be loaded
@@ -207,6 +226,15 @@ def _uses(pid: str, wanted: set[tuple[int, int]]) -> Iterator[str]:
                 if (seen.st_dev, seen.st_ino) in wanted:
                     yield f"{Path(f'/proc/{pid}/comm').read_text().strip()} ({pid})"
                     return
+
+
+def _copy_durably(dump: Path, new: Path) -> None:
+    try:
+        copy_file(dump, new)
+        fsync_file(new)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
 
 
 def _read_through(dump: Path) -> None:

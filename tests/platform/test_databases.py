@@ -675,6 +675,25 @@ def test_a_script_that_fills_the_disk(small_disk: Path, tmp_path: Path) -> None:
         assert opened.execute("SELECT count(*) FROM notes").fetchone() == (0,)
 
 
+def test_a_database_is_restored_where_there_is_no_room_for_two(small_disk: Path, tmp_path: Path) -> None:
+    rig = SqliteRig("sqlite", tmp_path)
+    path = small_disk / "notes.db"
+    rig.database = SqliteDatabase(path)
+    rig.run("CREATE TABLE notes (text text); INSERT INTO notes VALUES (hex(zeroblob(20000)));")
+    before = path.read_bytes()
+    assert len(before) < 60_000
+    rig.database.dump(rig.dump)
+    rig.run("INSERT INTO notes SELECT text || 'x' FROM notes;")
+    rig.database.restore(rig.dump)
+    assert path.read_bytes() == before
+    assert os.listdir(small_disk) == ["notes.db"]
+    (small_disk / "ballast").write_bytes(bytes(70_000))
+    os.truncate(path, 0)
+    with pytest.raises(DatabaseFailed, match="No space left"):
+        rig.database.restore(rig.dump)
+    assert sorted(os.listdir(small_disk)) == ["ballast", "notes.db"], "what could not be replaced stays"
+
+
 def test_a_new_database_is_its_folders_owners(tmp_path: Path) -> None:
     rig = SqliteRig("sqlite", tmp_path)
     if os.geteuid() == 0:
