@@ -687,8 +687,8 @@ def test_a_database_is_restored_where_there_is_no_room_for_two(small_disk: Path,
     rig.database.restore(rig.dump)
     assert path.read_bytes() == before
     assert os.listdir(small_disk) == ["notes.db"]
-    (small_disk / "ballast").write_bytes(bytes(70_000))
     os.truncate(path, 0)
+    (small_disk / "ballast").write_bytes(bytes(70_000))
     with pytest.raises(DatabaseFailed, match="No space left"):
         rig.database.restore(rig.dump)
     assert sorted(os.listdir(small_disk)) == ["ballast", "notes.db"], "what could not be replaced stays"
