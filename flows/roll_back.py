@@ -7,7 +7,7 @@ afterwards, in Cleaning-Up: the slot runs until the restart.
 
 from otaflow.flows.phase import phase
 from otaflow.platform.device import device
-from otaflow.tasks.applications import check_former_tree
+from otaflow.tasks.applications import check_former_tree, close_again
 from otaflow.tasks.boot import old_system_must_start, restart
 from otaflow.tasks.migration import are_migrations_made
 from otaflow.tasks.slots import check_previous_slot
@@ -22,8 +22,10 @@ def roll_back() -> bool:
     """
     for slot in former_slots():
         check_previous_slot(slot)
-    for name, kept in former_trees():
-        check_former_tree(name, kept)
+    for name, kept, generation in former_trees():
+        check_former_tree(name, kept, generation)
+    if names := stopped_applications():
+        close_again(names)
     if are_migrations_made():
         compensate(lambda intent: intent.phase == "verify" and STEPS[intent.step].when == "early")
     compensate(lambda intent: STEPS[intent.step].when == "early")
@@ -33,10 +35,15 @@ def roll_back() -> bool:
     return True
 
 
-def former_trees() -> list[tuple[str, str]]:
-    """The applications whose former files would be theirs again, and under what those are kept."""
+def stopped_applications() -> list[str]:
+    """The applications that the session stopped, and whose former programs do not run again."""
+    return [one.memory["name"] for one in device().journal.open_intents() if one.step == "stop_application"]
+
+
+def former_trees() -> list[tuple[str, str, str]]:
+    """The applications whose former files would be theirs again, under what those are kept, and the new generation."""
     return [
-        (intent.memory["name"], intent.memory["kept"])
+        (intent.memory["name"], intent.memory["kept"], intent.memory["generation"])
         for intent in device().journal.open_intents()
         if intent.step == "replace_files" and intent.memory["former"]
     ]

@@ -10,7 +10,7 @@ from otaflow.platform.device import device
 from otaflow.tasks.boot import check_running_slot, new_system_was_started, restart
 from otaflow.tasks.health import check_health
 from otaflow.tasks.migration import back_up_migration_data, migrate, needs_migration
-from otaflow.tasks.services import check_services, keep_stopped, reload_services, start_services, stop_services
+from otaflow.tasks.services import check_services, keep_stopped, reload_services, start_services
 
 Checks = list[dict[str, Any]]
 Parts = list[dict[str, Any]]
@@ -35,20 +35,17 @@ def verify(checks: Checks, system: bool, parts: Parts) -> bool:
 
 def change_data(parts: Parts) -> None:
     """*Need migration* and what follows from yes. Nothing of what is migrated runs meanwhile."""
-    for part in parts:
-        if part["kind"] == "system" and part["restart"]:
-            stop_services(name=part["name"], services=part["restart"])
     if not needs_migration([one for part in parts for one in part["migrations"]]):
         return
     keep_stopped()
-    closed = [part["name"] for part in parts if part["kind"] == "application"]
+    closed = [part["name"] for part in parts if part["kind"] in ("application", "owner")]
     for part in parts:
         # Each is kept when those before it are done: begun again after a power cut, it must not take them back.
         if part["migrations"]:
-            back_up_migration_data(name=part["name"], migrations=part["migrations"])
+            back_up_migration_data(name=part["id"], package=part["name"], migrations=part["migrations"])
             tree = device().applications.path(part["name"]) if part["kind"] == "application" else None
             folder = str(tree) if tree else part["folder"]
-            migrate(name=part["name"], migrations=part["migrations"], folder=folder, closed=closed)
+            migrate(name=part["id"], package=part["name"], migrations=part["migrations"], folder=folder, closed=closed)
 
 
 def reload(parts: Parts) -> None:
@@ -58,10 +55,10 @@ def reload(parts: Parts) -> None:
     """
     for part in sorted(parts, key=lambda part: bool(part["kind"] == "system")):
         if part["restart"]:
-            start_services(name=part["name"], services=part["restart"], application=part["kind"] == "application")
+            start_services(name=part["id"], services=part["restart"], application=part["kind"] != "system")
     for part in parts:
         if part["reload"]:
-            reload_services(name=part["name"], services=part["reload"])
+            reload_services(name=part["id"], services=part["reload"])
     services = [service for part in parts for service in [*part["restart"], *part["reload"]]]
     if services:
         check_services(services)

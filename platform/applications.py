@@ -84,11 +84,7 @@ class Applications:
 
     def services(self, name: str) -> list[str]:
         """The services of an installed application; of one with a damaged label, all that it has unit files of."""
-        return _services(self.path(name))
-
-    def kept_services(self, name: str, kept: str) -> list[str]:
-        """The same of the tree that is kept under `kept`; none where there is no such tree."""
-        return _services(self.aside(name, kept))
+        return read_services(self.path(name))
 
     def switch(self, name: str, kept: str, generation: str) -> None:
         """Let the prepared tree of `generation` be the application, and keep the former one under `kept`."""
@@ -101,14 +97,23 @@ class Applications:
         else:
             _rename(aside, path)
 
+    def has_former(self, name: str, kept: str, generation: str) -> bool:
+        """Whether the tree that `generation` took the place of is kept, or has its place again."""
+        former = {_generation(self.aside(name, kept)), _generation(self.path(name))} - {"", generation}
+        return bool(former)
+
     def switch_back(self, name: str, kept: str, generation: str) -> None:
-        """Undo `switch`: the former tree, or none, is the application."""
+        """Undo `switch`: the former tree, or none, is the application.
+
+        What is kept tells: the new version may have damaged its own label.
+        """
         path, aside = self.path(name), self.aside(name, kept)
-        if _generation(path) != generation:
-            return
-        if aside.is_dir():
-            exchange(aside, path)
-        else:
+        if _generation(aside) not in ("", generation):
+            if path.is_dir():
+                exchange(aside, path)
+            else:
+                _rename(aside, path)
+        elif not aside.is_dir() and _generation(path) in ("", generation) and path.is_dir():
             _rename(path, aside)
 
     def take_away(self, name: str, kept: str) -> None:
@@ -144,7 +149,8 @@ def write_application(tree: Path, application: Application) -> None:
     write_atomic(tree / LABEL, json.dumps(asdict(application), indent=1).encode() + b"\n")
 
 
-def _services(tree: Path) -> list[str]:
+def read_services(tree: Path) -> list[str]:
+    """The services of an application's tree: of its label, else all that it has unit files of."""
     try:
         return read_application(tree).services
     except OtaflowError:

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 from uuid import uuid4
 
-from otaflow.errors import ErrorDuringActivation, InvalidManifest, NothingToRollback, OtaflowError
+from otaflow.errors import ErrorDuringActivation, InvalidManifest, NothingToRollback
 from otaflow.package.metadata import Metadata
-from otaflow.platform.applications import UNITS, Application, read_application, write_application
+from otaflow.platform.applications import UNITS, Application, read_services, write_application
 from otaflow.platform.copying import delete_tree
 from otaflow.platform.device import device
 from otaflow.platform.overlay import overlay
@@ -61,34 +61,43 @@ def remove_prepared(name: str, kept: str, made_data: bool) -> None:
         delete_tree(here.applications.data(name))
 
 
-@step("ask application to close", key="name")
+@step("ask application to close", when="restarted", key="name")
 def ask_to_close(*, name: str, version: str, priority: bool) -> None:
     """Tell the application that it is about to be ended, and give it time; nothing where it does not run.
 
     It is waited for until nothing of it runs, or it has acknowledged the message, or its time is over: `close_seconds`,
-    and what was put off. Changes nothing.
+    and what was put off. What ran before it was asked is remembered: it may end itself now.
     """
     here = device()
+    remember(running=[one for one in here.applications.services(name) if here.services.state(one).active])
     if is_closed(name):
         return
     from otaflow.policy.closing import Closing, Request
     from otaflow.tasks.policy import memory, request_close
 
     settings = here.config.applications
+    session = here.journal.session.id
     closing = Closing(here.nvm)
-    if closing.find(name) is None:
+    if closing.find(name, session) is None:
         most = 0 if priority else settings.defers
         message = request_close(name, version, settings.close_seconds, 0 if priority else settings.defer_seconds)
-        closing.ask(Request(name, version, message, settings.close_seconds, most=most))
+        closing.ask(Request(name, version, session, message, settings.close_seconds, most=most))
     began = time.monotonic()
     try:
-        while (request := closing.find(name)) and time.monotonic() - began < request.seconds:
+        while (request := closing.find(name, session)) and time.monotonic() - began < request.seconds:
             if is_closed(name) or (request.message and memory().inbox.has_acknowledged(name, request.message)):
                 break
             here.stop_work.wait(LOOK_SECONDS)
             stop_if_asked()
     finally:
         closing.end(name)
+
+
+@ask_to_close.undo_called("start application again")
+def start_what_ran(running: list[str]) -> None:
+    """Start what ran before."""
+    for service in running:
+        device().services.start(service)
 
 
 @step("stop application", when="restarted", key="name")
@@ -99,22 +108,27 @@ def stop_application(*, name: str, services: list[str]) -> None:
     ErrorDuringActivation when it cannot be closed fully.
     """
     here = device()
-    former = here.applications.services(name)
-    every = list(dict.fromkeys([*former, *services]))
-    memory = remember(name=name, services=every, running=[one for one in former if here.services.state(one).active])
+    every = list(dict.fromkeys([*here.applications.services(name), *services]))
+    memory = remember(name=name, services=every)
     close_application(name, memory["services"])
     here.services.unlink(here.applications.units(name))
 
 
 @stop_application.undo
-def start_former(name: str, services: list[str], running: list[str]) -> None:
-    """Let the former services start again, and start those that ran."""
+def release_former(name: str, services: list[str]) -> None:
+    """Let the former services start again."""
     here = device()
     here.services.link(here.applications.units(name))
     for service in services:
         here.services.release(service)
-    for service in running:
-        here.services.start(service)
+
+
+@step("close applications")
+def close_again(names: list[str]) -> None:
+    """Before anything is brought back: nothing runs of what the session stopped, whoever started it since."""
+    for intent in list(device().journal.open_intents()):
+        if intent.step == "stop_application" and intent.memory["name"] in names:
+            close_application(intent.memory["name"], intent.memory["services"])
 
 
 @step("replace files", retries=2, when="early", key="name")
@@ -129,21 +143,16 @@ def replace_files(*, name: str, kept: str, generation: str) -> None:
 def put_back_files(name: str, kept: str, generation: str, former: bool) -> None:
     """Let the former tree be the application again. NothingToRollback when it is gone: the present one stays then."""
     if former:
-        check_former_tree(name, kept)
+        check_former_tree(name, kept, generation)
     device().applications.switch_back(name, kept, generation)
 
 
-def check_former_tree(name: str, kept: str) -> None:
-    """Raise NothingToRollback when one of the application's two trees, the present and the former one, is not there."""
-    applications = device().applications
-    for tree in (applications.path(name), applications.aside(name, kept)):
-        try:
-            read_application(tree)
-        except OtaflowError as error:
-            raise NothingToRollback(
-                f"cannot roll back {name}: its former files are not there any more ({error})",
-                hint="install the application anew",
-            ) from error
+def check_former_tree(name: str, kept: str, generation: str) -> None:
+    """Raise NothingToRollback when the tree before that of `generation` is neither kept nor back already."""
+    if not device().applications.has_former(name, kept, generation):
+        raise NothingToRollback(
+            f"cannot roll back {name}: its former files are not there any more", hint="install the application anew"
+        )
 
 
 @step("remove application", retries=2, when="early", key="name")
@@ -164,11 +173,17 @@ def forget_tree(name: str, kept: str) -> None:
     """Give up the application's former tree: the update is committed, there is no undo."""
     here = device()
     aside = here.applications.aside(name, kept)
-    present = {service for one in here.applications.all() for service in one.services}
-    for service in here.applications.kept_services(name, kept):
-        if service not in present:  # it is gone with the former version: nothing of it is held any more
-            here.services.release(service)
+    release_gone(aside)
     here.trees.remove(aside)
+
+
+def release_gone(tree: Path) -> None:
+    """Services of a former `tree` that no application has any more are held no more."""
+    here = device()
+    present = {service for one in here.applications.all() for service in one.services}
+    for service in read_services(tree):
+        if service not in present:
+            here.services.release(service)
 
 
 def is_closed(name: str) -> bool:
@@ -206,6 +221,11 @@ def _check_services(metadata: Metadata, units: Path) -> None:
     """Its services can be used as they will be. Raises ServiceFailed; InvalidManifest for another one's units."""
     here = device()
     own = {path.name for path in units.glob("*")} if units.is_dir() else set()
+    if missing := {name for name in own if name.endswith(".service")} - set(metadata.services.restart):
+        raise InvalidManifest(
+            f"cannot install {metadata.name} {metadata.version}: `services.restart` does not name {min(missing)}",
+            hint="it names each unit file in `services/`: what is not stopped and started would run on as it was",
+        )
     for other in here.applications.all():
         both = own & {path.name for path in here.applications.units(other.name).glob("*")}
         if other.name != metadata.name and both:

@@ -9,6 +9,7 @@ from otaflow.history import ACTIVATED
 from otaflow.platform.backups import Entry
 from otaflow.platform.device import device
 from otaflow.platform.scratch import remove_scratch
+from otaflow.tasks.applications import release_gone
 from otaflow.tasks.backups import remove_full, remove_snapshot
 from otaflow.tasks.configuration import KEPT_MAIN
 from otaflow.tasks.program import release_reserve
@@ -49,6 +50,8 @@ def remove_leavings() -> None:
         here.trees.remove(aside)
     for mark in here.main.glob(f"{KEPT_MAIN}*"):
         mark.unlink()
+    for tree in here.applications.leavings():
+        release_gone(tree)
     for tree in [*here.applications.leavings(), *here.dumps.glob("*")]:
         here.trees.remove(tree)
     for folder in (here.cache / "extracted").glob("*"):

@@ -31,11 +31,11 @@ def needs_migration(migrations: Migrations) -> bool:
 
 
 @step("backup migration data", retries=2, key="name", once=True)
-def back_up_migration_data(*, name: str, migrations: Migrations) -> None:
-    """Dump each database that the package `name` migrates, and read the dump; keep `/etc/sys` as well.
+def back_up_migration_data(*, name: str, package: str, migrations: Migrations) -> None:
+    """Dump each database that the `package` migrates, and read the dump; keep `/etc/sys` as well.
 
-    What is done is not done again: after a power cut the schema may have moved. Raises DatabaseFailed,
-    InsufficientMemory.
+    `name` is the part's id. What is done is not done again: after a power cut the schema may have moved. Raises
+    DatabaseFailed, InsufficientMemory.
     """
     here = device()
     memory = remember(folder=str(here.dumps / f"{here.journal.session.id}-{name}"))
@@ -44,7 +44,7 @@ def back_up_migration_data(*, name: str, migrations: Migrations) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     here.trees.remove(folder)
     here.trees.create(folder)
-    databases = list_databases(name, migrations)
+    databases = list_databases(package, migrations)
     _refuse_strangers(here, databases)
     _check_room(folder, [open_database(here, spec) for spec in databases])
     for number, spec in enumerate(databases):
@@ -61,7 +61,7 @@ def remove_dumps(folder: str) -> None:
 
 
 @step("post update migration (db)", when="early", key="name", once=True)
-def migrate(*, name: str, migrations: Migrations, folder: str, closed: list[str]) -> None:
+def migrate(*, name: str, package: str, migrations: Migrations, folder: str, closed: list[str]) -> None:
     """Run the package's migrations in their order; `folder` is what their paths are relative to.
 
     `closed` are the applications that nothing may run of. It begins with the data as it was kept: what a power cut
@@ -69,14 +69,14 @@ def migrate(*, name: str, migrations: Migrations, folder: str, closed: list[str]
     """
     here = device()
     begun = here.journal.find_open("migrate", name) is not None
-    databases = list_databases(name, migrations)
+    databases = list_databases(package, migrations)
     dumps = str(here.dumps / f"{here.journal.session.id}-{name}")
     memory = remember(name=name, databases=databases, dumps=dumps, closed=closed)
     if begun:
         restore_data(**memory)
     for number, migration in enumerate(migrations, 1):
         progress.tell("note", f"{number} of {len(migrations)}: {describe_database(migration['database'])}")
-        _migrate(name, migration, Path(folder))
+        _migrate(package, migration, Path(folder))
 
 
 @migrate.undo_called("revert migration data")

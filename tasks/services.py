@@ -2,7 +2,7 @@
 
 import time
 
-from otaflow.errors import HealthCheckFailed
+from otaflow.errors import HealthCheckFailed, ServiceFailed
 from otaflow.platform.device import device
 from otaflow.tasks.applications import close_application
 from otaflow.tasks.services_at_boot import find_stopped
@@ -84,8 +84,13 @@ def reload_services(*, name: str, services: list[str]) -> None:
 def reload_former(name: str, services: list[str]) -> None:
     """Have them read what there was; one that does not run now is started on it by its own step's undo."""
     for service in services:
-        if device().services.state(service).active:
+        if not device().services.state(service).active:
+            continue
+        try:
             device().services.reload(service)
+        except ServiceFailed:  # what cannot reload is started anew
+            device().services.stop(service)
+            device().services.start(service)
 
 
 @step("check services")

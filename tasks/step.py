@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, cast, get_args
 
 from otaflow import fault, progress
 from otaflow.errors import ProcessSwPackageCancelled, Refused, UcmError, UndoFailed
@@ -231,14 +231,26 @@ def step(
 
 
 def compensate(wanted: Callable[[Intent], bool] = lambda intent: True) -> None:
-    """Walk the journal backwards and take back every open intent that is `wanted`.
+    """Walk the journal backwards and take back every open intent that is `wanted`: first all that are early, then those
+    that start former programs, then the rest.
 
     The one function that the failure hooks, the rollback and the recovery at boot call. It stops at the first undo
-    that fails (UndoFailed): what was done earlier may be needed by what could not be taken back.
+    that fails (UndoFailed): what was done earlier may be needed by what could not be taken back. Only the starts go on:
+    a program that does not start keeps no other one down.
     """
-    for intent in list(device().journal.open_intents()):
-        if wanted(intent):
-            STEPS[intent.step].revert(intent)
+    failed: UndoFailed | None = None
+    for when in get_args(When):
+        for intent in list(device().journal.open_intents()):
+            if not wanted(intent) or STEPS[intent.step].when != when:
+                continue
+            try:
+                STEPS[intent.step].revert(intent)
+            except UndoFailed as error:
+                if when != "restarted":
+                    raise
+                failed = failed or error
+        if failed:
+            raise failed
 
 
 def in_flow_run() -> bool:

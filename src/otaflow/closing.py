@@ -7,6 +7,7 @@ from otaflow.platform.device import Device
 from otaflow.policy.closing import Closing, Request
 from otaflow.policy.memory import Memory
 from otaflow.policy.moments import as_moment
+from otaflow.ucm.states import State
 
 
 def defer(device: Device, name: str) -> dict[str, Any]:
@@ -14,7 +15,9 @@ def defer(device: Device, name: str) -> dict[str, Any]:
 
     Raises OperationNotPermitted: nobody asked it to close, the update has priority, or that was done often enough.
     """
-    request = Closing(device.nvm).defer(name, device.config.applications.defer_seconds)
+    journal = device.journal
+    session = journal.session.id if journal.state is State.ACTIVATING else ""
+    request = Closing(device.nvm).defer(name, session, device.config.applications.defer_seconds)
     return {"secondsLeft": round(_seconds_left(device, request), 1), "defersLeft": request.most - request.defers}
 
 

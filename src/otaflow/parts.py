@@ -1,9 +1,13 @@
 """What each package of a session does to applications, services and data: plain data, as the journal keeps it.
 
-A part is `{kind, name, version, priority, restart, reload, migrations, folder, kept, generation}`. `kind` is `system`,
-`application` or `remove`; `restart` and `reload` are services, `migrations` the metadata's entries with `folder`, which
-their paths are relative to (of an application: its tree). It is recorded when the package is processed: after a power
-cut the cache may be empty.
+A part is `{id, kind, name, version, priority, restart, reload, migrations, folder, kept, generation}`.
+
+* `id` tells the parts of a session apart: an application's name, a system's name and version.
+* `kind` is `system`, `application`, `remove`, or `owner`: an application whose data others migrate.
+* `restart` and `reload` are services; `migrations` the metadata's entries with `folder`, which their paths are relative
+  to (of an application: its tree).
+
+A part is recorded when its package is processed: after a power cut the cache may be empty.
 """
 
 from pathlib import Path
@@ -11,6 +15,7 @@ from typing import Any
 
 from otaflow.action import Action
 from otaflow.flows.process import Processed
+from otaflow.platform.applications import Applications
 from otaflow.tasks.package import metadata_of
 
 Part = dict[str, Any]
@@ -27,15 +32,35 @@ def part_of(action: Action, processed: Processed) -> Part | None:
     part: Part = _empty(action) | described.pop("services") | described
     part["folder"] = str(Path(processed["folder"]) / "assets")
     if action.kind == "up":
-        return part
+        return part | {"id": f"{action.name} {action.version}"}
     return part | {"kind": "application", "kept": processed["kept"], "generation": processed["generation"]}
 
 
+def with_owners(parts: list[Part], applications: Applications) -> list[Part]:
+    """The parts, and one for each application whose data is migrated by another package: it must not run meanwhile."""
+    known = {part["name"] for part in parts if part["kind"] != "system"}
+    owners: dict[str, Part] = {}
+    for part in parts:
+        for migration in part["migrations"]:
+            name = migration["database"].get("application")
+            if name and name not in known and name in applications.names():
+                described = _describe(name, applications.versions().get(name, "unknown"))
+                owners[name] = described | {"kind": "owner", "priority": part["priority"], "restart": []}
+    for name, owner in owners.items():
+        owner["restart"] = applications.services(name)
+    return [*parts, *owners.values()]
+
+
 def _empty(action: Action) -> Part:
+    return _describe(action.name, action.version)
+
+
+def _describe(name: str, version: str) -> Part:
     return {
+        "id": name,
         "kind": "system",
-        "name": action.name,
-        "version": action.version,
+        "name": name,
+        "version": version,
         "priority": False,
         "restart": [],
         "reload": [],

@@ -64,5 +64,5 @@ def choose_activation(
         "processed": systems[-1][1] if systems else None,
         # What is taken back needs nothing any more.
         "folders": [result["folder"] for action, result in processed if action.kind in ("up", "install", "update")],
-        "applications": [part for part in parts if part["kind"] != "system"],
+        "parts": parts,
     }

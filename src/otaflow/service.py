@@ -19,7 +19,7 @@ from otaflow.flows.phase import Phase
 from otaflow.flows.process import Processed
 from otaflow.flows.roll_back import roll_back
 from otaflow.flows.verify import verify
-from otaflow.parts import Part, part_of
+from otaflow.parts import Part, part_of, with_owners
 from otaflow.phases import choose_activation, choose_processing
 from otaflow.platform.device import Device
 from otaflow.refusals import as_ucm_error, processing_event
@@ -326,8 +326,9 @@ class Ucm:
         return [check for transition in self.journal.session.transitions for check in transition.get("checks", ())]
 
     def _parts(self) -> list[Part]:
-        """What the packages of this session do to applications, services and data."""
-        return [part for transition in self.journal.session.transitions if (part := transition.get("part"))]
+        """What the packages of this session do to applications, services and data, and whose data that is."""
+        parts = [part for transition in self.journal.session.transitions if (part := transition.get("part"))]
+        return with_owners(parts, self.device.applications)
 
     def _health_of(self, action: Action, processed: Processed) -> list[dict[str, Any]]:
         """A package's health checks, each with the application that it is of. A former system that returns has none."""

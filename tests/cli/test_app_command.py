@@ -13,6 +13,7 @@ from tiny_apps import MORE, SICK, build_app
 from update_world import Packages, World
 
 from otaflow import errors
+from otaflow.actions import find_removal
 from otaflow.agent.agent import Agent
 from otaflow.api.app import make_app
 from otaflow.api.serve import Server
@@ -205,8 +206,14 @@ def test_an_update_that_is_taken_back(site: Site, chain: list[Path], tmp_path: P
     assert versions(site) == {"notes": "1.0.0"}
 
 
-def test_the_closing_is_put_off(site: Site, chain: list[Path], call: Call) -> None:
-    Closing(site.world.device().nvm).ask(Request("notes", "1.1.0", 0, 30.0, most=1))
+@pytest.mark.parametrize("place", ["here"])  # tests/agent/test_requests.py has what an agent does
+def test_the_closing_is_put_off(site: Site, chain: list[Path], call: Call, place: str) -> None:
+    call("app", "install", "notes", "--version", "1.0.0")
+    with site.world.ucm() as ucm:
+        ucm.process(find_removal(ucm.device, "notes"))
+        ucm.fire("<Activate")
+        session = ucm.journal.session.id
+    Closing(site.world.device().nvm).ask(Request("notes", "1.1.0", session, 0, 30.0, most=1))
     assert json.loads(call("app", "defer", "notes", "--json")) == {"secondsLeft": 330.0, "defersLeft": 0}
     with pytest.raises(errors.OperationNotPermitted, match="put off 1 times"):
         call("app", "defer", "notes")

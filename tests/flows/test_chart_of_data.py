@@ -24,6 +24,7 @@ RELOADED, UP, HEALTHY = ("reload services", "Completed"), ("check services", "Co
 CHANGED, UNCHANGED = ("migration changes made", "yes"), ("migration changes made", "no")
 REVERTED = ("revert migration data", "Completed")
 STOPPED = ("undo: start services", "Completed")
+CLOSED, AGAIN = ("close applications", "Completed"), ("start application again", "Completed")
 UPDATES = [("undo: replace files", "Completed"), ("undo: stop application", "Completed")]
 SERVICE = {"services": {"restart": ["notes.service"], "reload": ["notes.service"]}}
 
@@ -87,7 +88,7 @@ def test_a_migration_that_fails_is_reverted_and_then_the_updates(installing: Sit
     )
     assert installing.poll() == "Rolled back"
     shows(installing, "verify", NEED, KEPT, FAILED)
-    shows(installing, "roll back", CHANGED, REVERTED, *UPDATES)
+    shows(installing, "roll back", CLOSED, CHANGED, REVERTED, *UPDATES, AGAIN)
 
 
 def test_a_reload_that_fails_reverts_the_migration_that_was_made(installing: Site, tmp_path: Path) -> None:
@@ -106,7 +107,7 @@ def test_a_reload_that_fails_reverts_the_migration_that_was_made(installing: Sit
     assert installing.poll() == "Rolled back"
     shows(installing, "verify", NEED, KEPT, MADE, STARTED, ("reload services", "Failed"))
     reloaded = ("undo: reload services", "Completed")
-    shows(installing, "roll back", CHANGED, STOPPED, REVERTED, UPDATES[0], reloaded, UPDATES[1])
+    shows(installing, "roll back", CLOSED, CHANGED, STOPPED, REVERTED, UPDATES[0], reloaded, UPDATES[1], AGAIN)
 
 
 def test_a_reload_that_fails_without_a_migration_reverts_the_updates(installing: Site, tmp_path: Path) -> None:
@@ -123,4 +124,4 @@ def test_a_reload_that_fails_without_a_migration_reverts_the_updates(installing:
     assert installing.poll() == "Rolled back"
     shows(installing, "verify", NEEDLESS, STARTED, ("reload services", "Failed"))
     reloaded = ("undo: reload services", "Completed")
-    shows(installing, "roll back", UNCHANGED, STOPPED, UPDATES[0], reloaded, UPDATES[1])
+    shows(installing, "roll back", CLOSED, UNCHANGED, STOPPED, UPDATES[0], reloaded, UPDATES[1], AGAIN)

@@ -20,6 +20,7 @@ from app_world import ADD_AUTHOR, SYSTEM, AppWorld, LightWorld, build_system
 from otaflow.action import Action
 from otaflow.actions import find_removal
 from otaflow.agent.reports import report_changes, report_clusters
+from otaflow.closing import defer
 from otaflow.errors import (
     HealthCheckFailed,
     IncompatibleDelta,
@@ -449,13 +450,13 @@ def test_closing_can_be_put_off_within_bounds(light: LightWorld) -> None:
     configure_closing(light, 3600)
     with activating(light, light_update(light)) as nvm:
         message = wait_for_request(light)
-        closing = Closing(nvm)
-        assert [closing.defer("notes", 600).seconds for _ in range(3)] == [4200, 4800, 5400]
+        closing, session = Closing(nvm), session_of(light)
+        assert [closing.defer("notes", session, 600).seconds for _ in range(3)] == [4200, 4800, 5400]
         with pytest.raises(OperationNotPermitted, match="it was put off 3 times"):
-            closing.defer("notes", 600)
+            closing.defer("notes", session, 600)
         Inbox(nvm / "policy/inbox").acknowledge("notes", message)
     with pytest.raises(OperationNotPermitted, match="it was not asked to close"):
-        Closing(light.root / "nvm").defer("notes", 600)
+        defer(light.device(), "notes")
 
 
 def test_a_priority_update_is_not_put_off(light: LightWorld) -> None:
@@ -463,7 +464,7 @@ def test_a_priority_update_is_not_put_off(light: LightWorld) -> None:
     with activating(light, light_update(light, priority=True)) as nvm:
         message = wait_for_request(light)
         with pytest.raises(OperationNotPermitted, match="priority"):
-            Closing(nvm).defer("notes", 600)
+            Closing(nvm).defer("notes", session_of(light), 600)
         Inbox(nvm / "policy/inbox").acknowledge("notes", message)
 
 
@@ -490,9 +491,13 @@ def activating(world: LightWorld, action: Action) -> Iterator[Path]:
 def wait_for_request(world: LightWorld) -> int:
     """The id of the message that asks the application to close."""
     closing = Closing(world.root / "nvm")
-    while (request := closing.find("notes")) is None:
+    while (request := closing.find("notes", session_of(world))) is None:
         time.sleep(0.01)
     return request.message
+
+
+def session_of(world: LightWorld) -> str:
+    return world.device().journal.session.id
 
 
 def test_a_restart_while_it_waits_is_recovered(light: LightWorld) -> None:

@@ -232,10 +232,10 @@ class AppWorld:
         """End everything that runs."""
         device = self.device()
         with using(device):
-            for service in ("notes.service",):
+            for service in ("notes.service", "radio.service"):
                 device.services.hold(service)
                 device.services.stop(service)
-            end_processes([self.tree], grace=2)
+            end_processes([self.root / "applications"], grace=2)
 
 
 LIGHT_PROGRAM = """#!/bin/sh
@@ -267,10 +267,20 @@ class LightWorld(AppWorld):
             database.executemany("INSERT INTO notes (text) VALUES (?)", [("first",), ("second",)])
 
     def build_light(
-        self, version: str, *, before: str = "", sql: str = "", last: str = "", units: bool = True, **metadata: Any
+        self,
+        version: str,
+        *,
+        before: str = "",
+        sql: str = "",
+        last: str = "",
+        units: bool = True,
+        unit: str = "notes.service",
+        **metadata: Any,
     ) -> Path:
-        """A package of it: an update of `before` that runs `sql`; `last` is a line of its program, `units`
-        whether it has a service."""
+        """A package of it: an update of `before` that runs `sql`.
+
+        `last` is a line of its program, `units` whether it has a service, `unit` that one's name.
+        """
         source = Path(tempfile.mkdtemp(dir=self.folder))
         for name in ("bin", "services", "migrations"):
             (source / "files" / name).mkdir(parents=True)
@@ -278,8 +288,9 @@ class LightWorld(AppWorld):
         (source / "files/bin/notes").write_text(program)
         (source / "files/bin/notes").chmod(0o755)
         if units:
-            unit = LIGHT_UNIT.replace("TREE", str(self.tree)).replace("DATA", str(self.data))
-            (source / "files/services/notes.service").write_text(unit)
+            tree = self.tree.with_name(str(metadata.get("name", "notes")))
+            text = LIGHT_UNIT.replace("TREE", str(tree)).replace("DATA", str(self.data))
+            (source / "files/services" / unit).write_text(text)
         (source / f"files/{version}").write_text("a file of this version's own")
         values: dict[str, Any] = {
             "format": 1,
@@ -287,10 +298,10 @@ class LightWorld(AppWorld):
             "kind": "application",
             "version": version,
             "update_number": 1,
-            "services": {"restart": ["notes.service"], "reload": ["notes.service"]} if units else {},
+            "services": {"restart": [unit], "reload": [unit]} if units else {},
         }
         if units:  # a service is up before its program has said so
-            said = f'tail -n 1 "$OTAFLOW_DATA/starts" | grep -q "^{version} "'
+            said = f'tail -n 2 "{self.data}/starts" | grep -q "^{version} "'
             check = {"name": "started", "command": ["sh", "-c", said], "tries": 500, "wait_seconds": 0.02}
             values["health"] = [check]
         if before:

@@ -152,8 +152,8 @@ def recover(
     """
     device = load_device(config)
     device.boots.note_boot()
-    problem = _arrange_services(device) if device.config.services.kind == "systemd" else ""
     idle = not device.journal.needs_recovery  # the UCM itself is loaded only where there is work for it
+    problem = _arrange_services(device) if device.config.services.kind == "systemd" else ""
     outcome = "" if idle else _recover(device, verify=verify, view=not json)
     device = load_device(config)
     outcome = "; ".join(filter(None, [outcome, problem]))

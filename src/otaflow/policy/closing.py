@@ -14,10 +14,14 @@ from otaflow.policy.store import Store
 
 @dataclass(frozen=True)
 class Request:
-    """`message` is its id in the inbox; `seconds` are waited from the asking on; it was put off `defers` times."""
+    """`message` is its id in the inbox; `seconds` are waited from the asking on; it was put off `defers` times.
+
+    It counts in its `session` only: what a power cut left is nobody's request.
+    """
 
     name: str
     version: str
+    session: str
     message: int
     seconds: float
     defers: int = 0
@@ -31,14 +35,14 @@ class Closing:
         self._store = Store(nvm / "policy" / "closing")
 
     def ask(self, request: Request) -> None:
-        """Note the request; one that is open for the application already stays as it is."""
+        """Note the request; one of another session goes."""
         with self._store.changing() as content:
-            content.setdefault(request.name, asdict(request))
+            content[request.name] = asdict(request)
 
-    def find(self, name: str) -> Request | None:
-        """The open request to the application `name`."""
+    def find(self, name: str, session: str) -> Request | None:
+        """The open request of the session to the application `name`."""
         found: dict[str, Any] | None = self._store.read().get(name)
-        return Request(**found) if found else None
+        return Request(**found) if found and found.get("session") == session else None
 
     def end(self, name: str) -> None:
         """It is closed, or was ended."""
@@ -46,13 +50,13 @@ class Closing:
             with self._store.changing() as content:
                 content.pop(name, None)
 
-    def defer(self, name: str, seconds: float) -> Request:
-        """Put the closing off by `seconds`; returns what holds now.
+    def defer(self, name: str, session: str, seconds: float) -> Request:
+        """Put the closing off by `seconds`; returns what holds now. `session` is the one that is activating, if any.
 
         Raises OperationNotPermitted: nobody asked, the update has priority, or it was put off often enough.
         """
         with self._store.changing() as content:
-            if name not in content:
+            if not session or content.get(name, {}).get("session") != session:
                 raise OperationNotPermitted(f"cannot put off the closing of {name}: it was not asked to close")
             request = Request(**content[name])
             if request.defers >= request.most:
