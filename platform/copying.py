@@ -69,7 +69,7 @@ def copy_other(source: Path, target: Path, seen: os.stat_result) -> None:
     copy_metadata(source, target)
 
 
-def copy_metadata(source: Path, target: Path) -> None:
+def copy_metadata(source: Path, target: Path | str) -> None:
     """Give `target` the owners, mode, extended attributes and times of `source`.
 
     Without root, an owner who is somebody else cannot be given; like `cp -a` that is no error, and set-id bits go.
@@ -86,7 +86,7 @@ def copy_metadata(source: Path, target: Path) -> None:
     # after chown, which takes security.capability away; before the mode, which may forbid it
     copy_xattrs(source, target)
     if not stat.S_ISLNK(seen.st_mode):
-        os.chmod(target, mode)
+        _chmod(target, mode)
     os.utime(target, ns=(seen.st_atime_ns, seen.st_mtime_ns), follow_symlinks=False)
 
 
@@ -169,7 +169,17 @@ def _copy_piece(reader: int, writer: int, start: int, count: int) -> int:
     return os.pwrite(writer, os.pread(reader, min(count, PIECE), start), start)
 
 
-def copy_xattrs(source: Path, target: Path) -> None:
+def _chmod(target: Path | str, mode: int) -> None:
+    """Never of what a link leads to: another user may have put one there since."""
+    fd = os.open(target, os.O_PATH | os.O_NOFOLLOW)
+    try:
+        if not stat.S_ISLNK(os.fstat(fd).st_mode):
+            os.chmod(f"/proc/self/fd/{fd}", mode)
+    finally:
+        os.close(fd)
+
+
+def copy_xattrs(source: Path, target: Path | str) -> None:
     """Give `target` exactly the extended attributes of `source`, as far as this user may."""
     wanted, there = dict(read_xattrs(source)), dict(read_xattrs(target))
     for name in there.keys() - wanted.keys():

@@ -4,7 +4,8 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from otaflow.errors import DatabaseFailed, MigrationFailed, OtaflowError
@@ -14,6 +15,7 @@ from otaflow.platform.copying import delete_tree, sync_file_system
 from otaflow.platform.describe import describe
 from otaflow.platform.directories import copy_tree, hidden
 from otaflow.platform.exchange import exchange
+from otaflow.platform.held import hold_parent, hold_private
 from otaflow.platform.mirror import mirror
 from otaflow.platform.protocols import Trees
 
@@ -22,40 +24,43 @@ MANIFEST = "manifest.json"
 
 
 class DataFolder:
-    """The Database protocol (protocols.py) on the folder `path`; a dump is a tree of `trees` with a list of itself."""
+    """The Database protocol (protocols.py) on the folder `path`; a dump is a tree of `trees` with a list of itself.
 
-    def __init__(self, path: Path, trees: Trees) -> None:
-        self.path, self.trees = path, trees
+    Neither `root` (None: the parent), which others may write in, nor anything from there to `path` may be a symbolic
+    link: DatabaseFailed.
+    """
+
+    def __init__(self, path: Path, trees: Trees, root: Path | None = None) -> None:
+        self.path, self.trees, self.root = path, trees, root
 
     @property
     def url(self) -> str:
         return self.path.absolute().as_uri()
 
     def exists(self) -> bool:
-        return os.path.lexists(self.path)
+        with suppress(FileNotFoundError), hold_parent(self.path, self.root) as path:
+            return os.path.lexists(path)
+        return False
 
     def size(self) -> int:
         """The bytes of its files."""
-        sizes = [os.lstat(os.path.join(top, name)).st_size for top, _, names in os.walk(self.path) for name in names]
-        return sum(sizes)
+        if not self.exists():
+            return 0
+        with hold_parent(self.path, self.root) as path:
+            files = (os.path.join(top, name) for top, _, names in os.walk(path) for name in names)
+            return sum(os.lstat(file).st_size for file in files)
 
     def dump(self, target: Path) -> None:
         """A copy of the tree that shares data where it can; a `target` that is there already is replaced."""
-        if self.path.is_symlink() or not self.path.is_dir():
-            raise DatabaseFailed(f"cannot dump {self.path}: it is no folder")
         new = hidden(target, "dump")
-        try:
-            self.trees.remove(new)
-            self.trees.remove(target)
-            new.mkdir(parents=True)
-            self.trees.clone(self.path, new / FILES)
-            write_atomic(new / MANIFEST, json.dumps(_list(self.path)).encode())
-            self.trees.sync(new / FILES)
-            os.rename(new, target)
-            fsync_folder(target.parent)
-        except (OSError, OtaflowError) as error:
-            self.trees.remove(new)
-            raise DatabaseFailed(f"cannot dump the folder {self.path}: {error}") from error
+        with self._explain("dump"), hold_parent(self.path, self.root) as path:
+            if path.is_symlink() or not path.is_dir():
+                raise DatabaseFailed(f"cannot dump {self.path}: it is no folder")
+            try:
+                self._dump(path, new, target)
+            except (OSError, OtaflowError):
+                self.trees.remove(new)
+                raise
 
     def check(self, dump: Path) -> None:
         """Every file of it is read."""
@@ -75,17 +80,17 @@ class DataFolder:
 
     def restore(self, dump: Path | None) -> None:
         """One exchange; file by file where there is no room for both, or the folder cannot change its place."""
-        new = hidden(self.path, "restored")
-        try:
+        if dump is None and not self.path.parent.exists():
+            return
+        with self._explain("restore"), hold_parent(self.path, self.root, make=dump is not None) as path:
+            new = hidden(path, "restored")
             delete_tree(new)
             if dump is None:
-                self._take_away(new)
-            elif self.path.is_dir() and (self.path.is_mount() or is_subvolume(self.path)):
-                mirror(dump / FILES, self.path)
+                _take_away(path, new)
+            elif path.is_dir() and (path.is_mount() or is_subvolume(path)):
+                mirror(dump / FILES, path)
             else:
-                self._replace(dump / FILES, new)
-        except (OSError, OtaflowError) as error:
-            raise DatabaseFailed(f"cannot restore the folder {self.path}: {error}") from error
+                _replace(dump / FILES, path, new)
 
     def execute(self, script: Path, timeout: float, cancelled: Callable[[], bool] | None = None) -> None:
         raise MigrationFailed(
@@ -93,29 +98,47 @@ class DataFolder:
             hint="a migration of kind `files` is a `program`",
         )
 
-    def _replace(self, files: Path, new: Path) -> None:
-        if not files.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, "there is no such dump", str(files))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            copy_tree(files, new)
-            sync_file_system(new)
-        except (OSError, OtaflowError):  # no room, most likely; what is wrong otherwise is met again
-            delete_tree(new)
-            mirror(files, self.path)
-            return
-        if os.path.lexists(self.path):
-            exchange(new, self.path)
-            delete_tree(new)
-        else:
-            os.rename(new, self.path)
-        fsync_folder(self.path.parent)
+    def _dump(self, path: Path, new: Path, target: Path) -> None:
+        self.trees.remove(new)
+        self.trees.remove(target)
+        new.mkdir(parents=True)
+        self.trees.clone(path, new / FILES)
+        write_atomic(new / MANIFEST, json.dumps(_list(path)).encode())
+        self.trees.sync(new / FILES)
+        os.rename(new, target)
+        fsync_folder(target.parent)
 
-    def _take_away(self, new: Path) -> None:
-        if os.path.lexists(self.path):
-            os.rename(self.path, new)
-            fsync_folder(self.path.parent)
-            delete_tree(new)
+    @contextmanager
+    def _explain(self, verb: str) -> Iterator[None]:
+        try:
+            yield
+        except DatabaseFailed:
+            raise
+        except (OSError, OtaflowError) as error:
+            raise DatabaseFailed(f"cannot {verb} the folder {self.path}: {error}") from error
+
+
+def _replace(files: Path, path: Path, new: Path) -> None:
+    if not files.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "there is no such dump", str(files))
+    try:
+        with hold_private(new) as private:
+            copy_tree(files, private / FILES)
+            sync_file_system(private)
+            if os.path.lexists(path):
+                exchange(private / FILES, path)
+            else:
+                os.rename(private / FILES, path)
+            fsync_folder(path.parent)
+    except (OSError, OtaflowError):  # no room, most likely; what is wrong otherwise is met again
+        mirror(files, path)
+
+
+def _take_away(path: Path, new: Path) -> None:
+    if os.path.lexists(path):
+        os.rename(path, new)
+        fsync_folder(path.parent)
+        delete_tree(new)
 
 
 def _list(tree: Path) -> dict[str, object]:

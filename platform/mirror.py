@@ -20,6 +20,7 @@ from otaflow.platform.copying import (
     take_signature,
 )
 from otaflow.platform.describe import describe, tree_digest
+from otaflow.platform.held import open_folder
 
 __all__ = ["describe", "mirror", "tree_digest"]
 
@@ -29,23 +30,32 @@ File = tuple[int, int]
 def mirror(source: Path, target: Path) -> None:
     """Make the folder `target`, which may be a mount point, exactly like the folder `source`.
 
-    OSError where an entry that has to go is a mount point, or cannot be written; then it is repeated.
+    It may be no symbolic link, and none inside is followed, whoever puts one there meanwhile. OSError there, and where
+    an entry that has to go is a mount point, or cannot be written; then it is repeated.
     """
     if not source.is_dir():
         raise NotADirectoryError(f"cannot mirror {source}: it is no folder")
-    target.mkdir(parents=True, exist_ok=True)
-    _Mirror().make_folder(source, target)
-    sync_file_system(target)
+    if not target.is_symlink():
+        target.mkdir(parents=True, exist_ok=True)
+    fd = open_folder(target)
+    try:
+        _Mirror(fd).make_folder(source, fd, ())
+        sync_file_system(Path(f"/proc/self/fd/{fd}"))
+    finally:
+        os.close(fd)
 
 
 class _Mirror:
     """One run: which source file is which target file, so that exactly the source's hard links are in the target."""
 
-    def __init__(self) -> None:
-        self._made: dict[File, Path] = {}
+    def __init__(self, top: int) -> None:
+        self._top = top
+        self._made: dict[File, tuple[str, ...]] = {}
         self._used: dict[File, File] = {}
 
-    def make_folder(self, source: Path, target: Path) -> None:
+    def make_folder(self, source: Path, fd: int, names: tuple[str, ...]) -> None:
+        """`fd` is the open folder that is to be like `source`, and `names` lead to it from the top."""
+        target = Path(f"/proc/{os.getpid()}/fd/{fd}")
         if os.geteuid() != 0:
             os.chmod(target, 0o700)
         wanted = {entry.name: entry.stat(follow_symlinks=False) for entry in os.scandir(source)}
@@ -59,21 +69,26 @@ class _Mirror:
                 if (target / name).is_symlink() or not (target / name).is_dir():
                     delete_tree(target / name)
                     (target / name).mkdir(mode=0o700)
-                self.make_folder(source / name, target / name)
+                self._make_inner(source / name, fd, (*names, name))
             elif stat.S_ISREG(seen.st_mode):
-                self._make_file(source / name, target / name, seen, new)
+                self._make_file(source / name, target / name, seen, new, names)
             else:
                 self._make_other(source / name, target / name, seen, new)
-        copy_metadata(source, target)
+        copy_metadata(source, f"{target}/.")
 
-    def _make_file(self, source: Path, target: Path, seen: os.stat_result, new: Path) -> None:
+    def _make_inner(self, source: Path, above: int, names: tuple[str, ...]) -> None:
+        fd = open_folder(names[-1], above)
+        try:
+            self.make_folder(source, fd, names)
+        finally:
+            os.close(fd)
+
+    def _make_file(self, source: Path, target: Path, seen: os.stat_result, new: Path, names: tuple[str, ...]) -> None:
         """The file is right if it is the same, and linked to what the source's is linked to."""
         identity = (seen.st_dev, seen.st_ino)
         first = self._made.get(identity)
         if first is not None:
-            if not (os.path.lexists(target) and os.path.samestat(os.lstat(first), os.lstat(target))):
-                os.link(first, new)
-                _replace(new, target)
+            self._link(first, target, new)
             return
         if not self._is_right(source, target, identity):
             copy_file(source, new)
@@ -81,7 +96,28 @@ class _Mirror:
             _replace(new, target)
         made = os.lstat(target)
         self._used[made.st_dev, made.st_ino] = identity
-        self._made[identity] = target
+        self._made[identity] = (*names, target.name)
+
+    def _link(self, first: tuple[str, ...], target: Path, new: Path) -> None:
+        """Its folder is not open any more: thousands may have such files."""
+        fd = self._open(first[:-1])
+        try:
+            made = Path(f"/proc/self/fd/{fd}", first[-1])
+            if not (os.path.lexists(target) and os.path.samestat(os.lstat(made), os.lstat(target))):
+                os.link(made, new)
+                _replace(new, target)
+        finally:
+            os.close(fd)
+
+    def _open(self, names: tuple[str, ...]) -> int:
+        fd = os.dup(self._top)
+        for name in names:
+            above = fd
+            try:
+                fd = open_folder(name, above)
+            finally:
+                os.close(above)
+        return fd
 
     def _is_right(self, source: Path, target: Path, identity: File) -> bool:
         try:

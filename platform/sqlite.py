@@ -18,8 +18,10 @@ from pathlib import Path
 from otaflow.errors import CommandFailed, DatabaseFailed, MigrationFailed
 from otaflow.files import fsync_file, fsync_folder
 from otaflow.platform import sqlite_copy
-from otaflow.platform.copying import PIECE, copy_file, copy_metadata
+from otaflow.platform.copying import PIECE, copy_file, copy_metadata, delete_tree
 from otaflow.platform.directories import hidden
+from otaflow.platform.held import hold_parent, hold_private
+from otaflow.platform.open_files import find_users
 from otaflow.platform.run import run
 from otaflow.platform.sqlite_script import run_script
 
@@ -31,34 +33,41 @@ COPY_SECONDS = 24 * 3600.0
 
 
 class SqliteDatabase:
-    """The Database protocol (protocols.py) on the SQLite file `path`, which must be no symbolic link."""
+    """The Database protocol (protocols.py) on the SQLite file `path`.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Neither `root` (None: the parent), which others may write in, nor anything from there to `path` may be a symbolic
+    link: DatabaseFailed. Inside, `file` is the path in the folder that is held open (held.py).
+    """
+
+    def __init__(self, path: Path, root: Path | None = None) -> None:
+        self.path, self.root = path, root
 
     @property
     def url(self) -> str:
         return f"sqlite:///{self.path}"
 
     def exists(self) -> bool:
-        return os.path.lexists(self.path)
+        with suppress(FileNotFoundError), hold_parent(self.path, self.root) as file:
+            return os.path.lexists(file)
+        return False
 
     def size(self) -> int:
-        files = [self.path, self._beside("-wal")]
-        return sum(file.stat().st_size for file in files if file.is_file())
+        with suppress(FileNotFoundError), hold_parent(self.path, self.root) as file:
+            return sum(path.lstat().st_size for path in (file, _beside(file)[0]) if os.path.lexists(path))
+        return 0
 
     def dump(self, target: Path) -> None:
         """A consistent copy, whoever writes meanwhile; a `target` that is there already is replaced as a whole.
 
         It has the owners and the mode of the database. DatabaseFailed also when a writer keeps it locked.
         """
-        self._require_file()
         new = hidden(target, "new")
         new.unlink(missing_ok=True)
-        with self._explain("dump"):
+        with self._explain("dump"), hold_parent(self.path, self.root) as file:
+            self._require_file(file)
             try:
-                self._copy_to(new)
-                copy_metadata(self.path, new)
+                _copy_to(file, new)
+                copy_metadata(file, new)
                 fsync_file(new)
                 os.rename(new, target)
                 fsync_folder(target.parent)
@@ -83,108 +92,68 @@ class SqliteDatabase:
             )
 
     def restore(self, dump: Path | None) -> None:
-        """The file as it was dumped, with its owners and mode. DatabaseFailed while a program has it open."""
-        new = hidden(self.path, "restored")
-        self._refuse_users()
-        with self._explain("restore"):
-            new.unlink(missing_ok=True)
-            if dump is not None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._copy_back(dump, new)
-            self._remove_beside()
-            if dump is not None:
-                os.rename(new, self.path)
+        """The file as it was dumped, with its owners and mode. DatabaseFailed while a program has it open to write."""
+        if dump is None and not self.path.parent.exists():
+            return
+        with self._explain("restore"), hold_parent(self.path, self.root, make=dump is not None) as file:
+            self._refuse_writers(file)
+            new = hidden(file, "restored")
+            delete_tree(new)
+            if dump is None:
+                _remove_beside(file)
+                file.unlink(missing_ok=True)
             else:
-                self.path.unlink(missing_ok=True)
-            if self.path.parent.is_dir():
-                fsync_folder(self.path.parent)
-
-    def _copy_back(self, dump: Path, new: Path) -> None:
-        """What is there goes first where there is no room for both: the dump stays, and a restore is begun again."""
-        try:
-            _copy_durably(dump, new)
-        except OSError as error:
-            there = [path for path in (self.path, *map(self._beside, BESIDE)) if path.exists()]
-            room = shutil.disk_usage(new.parent).free + sum(path.stat().st_size for path in there)
-            if error.errno not in NO_ROOM or dump.stat().st_size > room:
-                raise
-            for path in there:
-                path.unlink()
-            fsync_folder(self.path.parent)
-            _copy_durably(dump, new)
+                _bring_back(dump, file, new)
+            fsync_folder(file.parent)
 
     def execute(self, script: Path, timeout: float, cancelled: Callable[[], bool] | None = None) -> None:
         """Its statements in one transaction; foreign keys are not enforced meanwhile but checked at the end.
 
         Where there is no database, the script makes it. DatabaseFailed when a program keeps it locked.
         """
-        made = self._make_empty()
-        try:
-            with self._explain("migrate"), closing(self._open()) as opened:
-                opened.execute("PRAGMA synchronous = EXTRA")
-                opened.execute("BEGIN IMMEDIATE")
-                run_script(opened, script, timeout, cancelled)
-        except BaseException as error:
-            if made:
-                self._remove_beside()
-                self.path.unlink(missing_ok=True)
-            elif isinstance(error, MigrationFailed):
-                self._finish_rollback()
-            raise
-
-    def _finish_rollback(self) -> None:
-        """After a full disk SQLite leaves what was written to whoever opens the database next."""
-        with suppress(sqlite3.Error), closing(self._open()) as opened:
-            opened.execute("PRAGMA user_version").fetchone()
-
-    def _copy_to(self, new: Path) -> None:
-        # -I and -S: as little as possible has to be loaded
-        program: list[str | Path] = [sys.executable, "-I", "-S", Path(sqlite_copy.__file__)]
-        run([*program, self.path.absolute(), new.absolute(), str(LOCK_SECONDS)], timeout=COPY_SECONDS)
-
-    def _open(self) -> sqlite3.Connection:
-        """Writable, since what a killed program left beside the database is to be taken in."""
-        address = f"{self.path.absolute().as_uri()}?mode=rw"
-        return sqlite3.connect(address, uri=True, timeout=LOCK_SECONDS, isolation_level=None)
-
-    def _make_empty(self) -> bool:
-        """A new empty database is its folder's owner's, not ours."""
-        if os.path.lexists(self.path):
-            self._require_file()
-            return False
-        folder = self.path.parent.stat()
-        with self._explain("make"):
-            self._remove_beside()
-            fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with self._explain("migrate"), hold_parent(self.path, self.root) as file:
+            made = self._make_empty(file)
             try:
-                if os.geteuid() == 0:
-                    os.fchown(fd, folder.st_uid, folder.st_gid)
-                os.fchmod(fd, stat.S_IMODE(folder.st_mode) & 0o666)
-            finally:
-                os.close(fd)
+                with closing(_open(file)) as opened:
+                    opened.execute("PRAGMA synchronous = EXTRA")
+                    opened.execute("BEGIN IMMEDIATE")
+                    run_script(opened, script, timeout, cancelled)
+            except BaseException as error:
+                if made:
+                    _remove_beside(file)
+                    file.unlink(missing_ok=True)
+                elif isinstance(error, MigrationFailed):
+                    _finish_rollback(file)
+                raise
+
+    def _make_empty(self, file: Path) -> bool:
+        """A new empty database is its folder's owner's, not ours."""
+        if os.path.lexists(file):
+            self._require_file(file)
+            return False
+        folder = file.parent.stat()
+        _remove_beside(file)
+        fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        try:
+            if os.geteuid() == 0:
+                os.fchown(fd, folder.st_uid, folder.st_gid)
+            os.fchmod(fd, stat.S_IMODE(folder.st_mode) & 0o666)
+        finally:
+            os.close(fd)
         return True
 
-    def _require_file(self) -> None:
-        if self.path.is_symlink() or not self.path.is_file():
-            what = "it is no plain file" if os.path.lexists(self.path) else "there is no such file"
+    def _require_file(self, file: Path) -> None:
+        if file.is_symlink() or not file.is_file():
+            what = "it is no plain file" if os.path.lexists(file) else "there is no such file"
             raise DatabaseFailed(f"cannot use the database {self.path}: {what}")
 
-    def _refuse_users(self) -> None:
-        if users := find_users([self.path, *map(self._beside, BESIDE)]):
+    def _refuse_writers(self, file: Path) -> None:
+        """Who only reads keeps the file that was; whoever may read it could hold up a restore for ever."""
+        if users := find_users([file, *_beside(file)], writing=True):
             raise DatabaseFailed(
                 f"cannot restore the database {self.path}: it is open in {', '.join(users)}",
                 hint="end the program; it would go on writing into what is restored",
             )
-
-    def _remove_beside(self) -> None:
-        found = [path for path in map(self._beside, BESIDE) if os.path.lexists(path)]
-        for path in found:
-            path.unlink()
-        if found:
-            fsync_folder(self.path.parent)
-
-    def _beside(self, suffix: str) -> Path:
-        return self.path.with_name(self.path.name + suffix)
 
     @contextmanager
     def _explain(self, verb: str) -> Iterator[None]:
@@ -196,45 +165,84 @@ class SqliteDatabase:
             if isinstance(error, CommandFailed):
                 why = "the disk cannot be read" if error.returncode == -signal.SIGBUS else error.output.strip() or why
             if _is_locked(error):
-                users = find_users([self.path, *map(self._beside, BESIDE)])
+                users = find_users([self.path, *_beside(self.path)])
                 why = f"it is locked by {', '.join(users) or 'another program'}"
                 hint = "end the program that writes it"
             raise DatabaseFailed(f"cannot {verb} the database {self.path}: {why}", hint=hint) from error
+
+
+def _copy_to(file: Path, new: Path) -> None:
+    seen = file.lstat()
+    # -I and -S: as little as possible has to be loaded
+    program: list[str | Path] = [sys.executable, "-I", "-S", Path(sqlite_copy.__file__)]
+    identity = f"{seen.st_dev}:{seen.st_ino}"
+    run([*program, file.absolute(), new.absolute(), str(LOCK_SECONDS), identity], timeout=COPY_SECONDS)
+
+
+def _bring_back(dump: Path, file: Path, new: Path) -> None:
+    """What is there goes first where there is no room for both: the dump stays, and a restore is begun again."""
+    try:
+        _replace(dump, file, new)
+    except OSError as error:
+        there = [path for path in (file, *_beside(file)) if os.path.lexists(path)]
+        room = shutil.disk_usage(file.parent).free + sum(path.lstat().st_size for path in there)
+        if error.errno not in NO_ROOM or dump.stat().st_size > room:
+            raise
+        for path in there:
+            _give_up(path)
+        fsync_folder(file.parent)
+        _replace(dump, file, new)
+
+
+def _replace(dump: Path, file: Path, new: Path) -> None:
+    with hold_private(new) as private:
+        copy_file(dump, private / "database")
+        fsync_file(private / "database")
+        _remove_beside(file)
+        os.rename(private / "database", file)
+
+
+def _give_up(path: Path) -> None:
+    """Its room is free at once, even if somebody has it open to read; what has another name is left there."""
+    with suppress(OSError):
+        fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            seen = os.fstat(fd)
+            if stat.S_ISREG(seen.st_mode) and seen.st_nlink == 1:
+                os.ftruncate(fd, 0)
+        finally:
+            os.close(fd)
+    path.unlink()
+
+
+def _finish_rollback(file: Path) -> None:
+    """After a full disk SQLite leaves what was written to whoever opens the database next."""
+    with suppress(OSError, sqlite3.Error), closing(_open(file)) as opened:
+        opened.execute("PRAGMA user_version").fetchone()
+
+
+def _open(file: Path) -> sqlite3.Connection:
+    """Writable, since what a killed program left beside the database is to be taken in."""
+    seen = file.lstat()
+    return sqlite_copy.open_file(file.absolute(), (seen.st_dev, seen.st_ino), LOCK_SECONDS)
+
+
+def _remove_beside(file: Path) -> None:
+    found = [path for path in _beside(file) if os.path.lexists(path)]
+    for path in found:
+        path.unlink()
+    if found:
+        fsync_folder(file.parent)
+
+
+def _beside(file: Path) -> list[Path]:
+    return [file.with_name(file.name + suffix) for suffix in BESIDE]
 
 
 def _is_locked(error: Exception) -> bool:
     if isinstance(error, CommandFailed):
         return error.returncode == sqlite_copy.LOCKED
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-
-
-def find_users(paths: list[Path]) -> list[str]:
-    """The processes that have one of the files open: `name (pid)`; without root, only our own user's."""
-    wanted = set()
-    for path in paths:
-        with suppress(OSError):
-            seen = path.stat()
-            wanted.add((seen.st_dev, seen.st_ino))
-    return [name for pid in sorted(filter(str.isdigit, os.listdir("/proc")), key=int) for name in _uses(pid, wanted)]
-
-
-def _uses(pid: str, wanted: set[tuple[int, int]]) -> Iterator[str]:
-    with suppress(OSError):
-        for fd in os.listdir(f"/proc/{pid}/fd") if wanted else ():
-            with suppress(OSError):
-                seen = os.stat(f"/proc/{pid}/fd/{fd}")
-                if (seen.st_dev, seen.st_ino) in wanted:
-                    yield f"{Path(f'/proc/{pid}/comm').read_text().strip()} ({pid})"
-                    return
-
-
-def _copy_durably(dump: Path, new: Path) -> None:
-    try:
-        copy_file(dump, new)
-        fsync_file(new)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
 
 
 def _read_through(dump: Path) -> None:

@@ -22,6 +22,7 @@ from otaflow.platform.btrfs import BtrfsTrees
 from otaflow.platform.data_folder import DataFolder
 from otaflow.platform.describe import describe
 from otaflow.platform.directories import FolderTrees
+from otaflow.platform.open_files import find_users
 from otaflow.platform.postgresql import PostgresDatabase
 from otaflow.platform.protocols import Database
 from otaflow.platform.sqlite import SqliteDatabase
@@ -712,11 +713,137 @@ def test_no_database_at_all(tmp_path: Path) -> None:
     assert rig.left_over() == []
 
 
-def test_a_link_is_not_followed(lite: SqliteRig) -> None:
-    link = lite.folder / "link.db"
-    link.symlink_to(lite.path)
-    with pytest.raises(DatabaseFailed, match="no plain file"):
-        SqliteDatabase(link).dump(lite.dump)
+def test_somebody_who_only_reads_is_no_hindrance(lite: SqliteRig, start_python: Any) -> None:
+    """Whoever may read it could hold up a restore for ever."""
+    before = lite.content()
+    lite.database.dump(lite.dump)
+    lite.change()
+    code = "import sys, time; file = open(sys.argv[1], 'rb'); print('on', flush=True); time.sleep(1000)"
+    reader = start_python(code, lite.path)
+    reader.stdout.readline()
+    assert find_users([lite.path]) != []
+    lite.database.restore(lite.dump)
+    assert lite.content() == before
+
+
+@pytest.mark.parametrize("read", [False, True], ids=["nobody", "a reader"])
+def test_a_migration_that_fills_the_disk_is_taken_back_whenever_it_is_cut_off(
+    small_disk: Path, tmp_path: Path, start_python: Any, read: bool
+) -> None:
+    rig = SqliteRig("sqlite", tmp_path)
+    path = small_disk / "notes.db"
+    rig.database = SqliteDatabase(path, small_disk)
+    rig.run("CREATE TABLE notes (text text); INSERT INTO notes VALUES (hex(zeroblob(20000)));")
+    before = path.read_bytes()
+    rig.database.dump(rig.dump)
+    number, done = 0, False
+    while not done:
+        with suppress(MigrationFailed):
+            while True:
+                rig.run("INSERT INTO notes VALUES (hex(zeroblob(2000)));")
+        with path.open("ab", buffering=0) as file, suppress(OSError):
+            while file.write(bytes(4096)):
+                pass
+        assert shutil.disk_usage(small_disk).free == 0
+        if read:
+            code = "import sys, time; file = open(sys.argv[1], 'rb'); print('on', flush=True); time.sleep(1000)"
+            reader = start_python(code, path)
+            reader.stdout.readline()
+        done = die_before(number, lambda: rig.database.restore(rig.dump), CHANGES)
+        rig.database.restore(rig.dump)
+        assert path.read_bytes() == before, number
+        assert os.listdir(small_disk) == ["notes.db"], number
+        if read:
+            reader.kill()
+            reader.wait()
+        number += 1
+    assert number > 3
+
+
+# --- symbolic links in the data -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["sqlite", "files"])
+def owned(request: pytest.FixtureRequest, tmp_path: Path) -> Rig:
+    """A database in `data/deep/er`, where `data` is what others may write in, with a dump."""
+    inner = tmp_path / "data" / "deep" / "er"
+    inner.mkdir(parents=True)
+    (tmp_path / "rig").mkdir()
+    if request.param == "sqlite":
+        rig: Any = SqliteRig("sqlite", tmp_path / "rig")
+        rig.path = inner / "notes"
+        rig.database = SqliteDatabase(rig.path, tmp_path / "data")
+    else:
+        rig = FolderRig(tmp_path / "rig", FolderTrees())
+        rig.path = inner / "notes"
+        rig.database = DataFolder(rig.path, FolderTrees(), tmp_path / "data")
+    rig.fill()
+    rig.database.dump(rig.dump)
+    return rig  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("link", ["data", "data/deep", "data/deep/er", "data/deep/er/notes"])
+@pytest.mark.parametrize("verb", ["exists", "size", "dump", "restore", "restore none", "execute"])
+def test_no_link_is_followed(owned: Any, tmp_path: Path, link: str, verb: str) -> None:
+    work: dict[str, Callable[[], Any]] = {
+        "exists": owned.database.exists,
+        "size": owned.database.size,
+        "dump": lambda: owned.database.dump(owned.dump.with_name("1")),
+        "restore": lambda: owned.database.restore(owned.dump),
+        "restore none": lambda: owned.database.restore(None),
+        "execute": owned.change if owned.kind == "sqlite" else owned.database.exists,
+    }
+    os.rename(tmp_path / link, tmp_path / "elsewhere")
+    (tmp_path / link).symlink_to(tmp_path / "elsewhere")
+    before = describe(tmp_path / "elsewhere", times=True)
+    with pytest.raises(DatabaseFailed, match=rf"cannot use {tmp_path / link}: it is a symbolic link"):
+        work[verb]()
+    assert describe(tmp_path / "elsewhere", times=True) == before
+    assert os.listdir(owned.dump.parent) == ["0"]
+
+
+def test_without_a_root_the_parent_is_it(owned: Any, tmp_path: Path) -> None:
+    owned.database.root = None
+    owned.database.restore(owned.dump)
+    os.rename(tmp_path / "data/deep/er", tmp_path / "elsewhere")
+    (tmp_path / "data/deep/er").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DatabaseFailed, match="er: it is a symbolic link"):
+        owned.database.restore(owned.dump)
+
+
+def test_what_is_outside_of_the_root_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "a" / ".." / "b", tmp_path.parent / "b", tmp_path):
+        with pytest.raises(DatabaseFailed, match="is not inside"):
+            SqliteDatabase(path, tmp_path).exists()
+
+
+SWAP = """
+import os, sys
+folder, elsewhere = sys.argv[1:]
+print("on", flush=True)
+while True:
+    try:
+        os.rename(folder, folder + ".aside")
+        os.symlink(elsewhere, folder)
+        os.unlink(folder)
+        os.rename(folder + ".aside", folder)
+    except OSError:
+        pass
+"""
+
+
+def test_links_that_come_and_go(owned: Any, tmp_path: Path, start_python: Any) -> None:
+    """What is done happens in the data, or not at all."""
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "notes").mkdir(parents=True)
+    (elsewhere / "notes" / "precious").write_text("root's")
+    before = describe(elsewhere, times=True)
+    swapper = start_python(SWAP, owned.path.parent, elsewhere)
+    swapper.stdout.readline()
+    for _ in range(30):
+        with suppress(DatabaseFailed):
+            owned.database.restore(owned.dump)
+    assert describe(elsewhere, times=True) == before
 
 
 # --- PostgreSQL ------------------------------------------------------------------------------------------------------

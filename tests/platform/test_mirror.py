@@ -126,3 +126,23 @@ def test_a_cut_off_run_is_repeated(plain: Path, tmp_path: Path, moment: int, sta
     process.wait()
     mirror(plain, target)
     assert describe(target, times=True) == describe(plain, times=True)
+
+
+def test_a_link_in_the_place_of_the_target_is_refused(plain: Path, tmp_path: Path) -> None:
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "precious").write_text("kept")
+    (tmp_path / "target").symlink_to("victim")
+    with pytest.raises(OSError, match="target"):
+        mirror(plain, tmp_path / "target")
+    assert os.listdir(tmp_path / "victim") == ["precious"]
+
+
+def test_links_inside_the_target_are_replaced(plain: Path, tmp_path: Path) -> None:
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "precious").write_text("kept")
+    (tmp_path / "target").mkdir()
+    for name in ("etc", "bin", "extra"):
+        (tmp_path / "target" / name).symlink_to(tmp_path / "victim")
+    mirror(plain, tmp_path / "target")
+    assert describe(tmp_path / "target", times=True) == describe(plain, times=True)
+    assert os.listdir(tmp_path / "victim") == ["precious"]
