@@ -36,8 +36,11 @@ def roll_back() -> bool:
 
 
 def stopped_applications() -> list[str]:
-    """The applications that the session stopped, and whose former programs do not run again."""
-    return [one.memory["name"] for one in device().journal.open_intents() if one.step == "stop_application"]
+    """The applications that the session stopped; none when all is brought back, and former programs start again."""
+    intents = list(device().journal.open_intents())
+    if not any(STEPS[one.step].when == "early" for one in intents):
+        return []
+    return [one.memory["name"] for one in intents if one.step == "stop_application"]
 
 
 def former_trees() -> list[tuple[str, str, str]]:

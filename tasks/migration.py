@@ -134,14 +134,16 @@ def open_database(here: Device, spec: dict[str, Any]) -> Database:
             )
         password = here.config.path(settings.password_file) if settings.password_file else None
         return PostgresDatabase(settings.url, password, here.config.services.timeout_seconds)
-    path = here.applications.data(spec["application"]) / spec["path"]
+    # The folder is ours, what is in it is the application's user's: nothing in it is followed elsewhere.
+    root = here.applications.data(spec["application"])
+    path = root / spec["path"]
     if spec["kind"] == "sqlite":
         from otaflow.platform.sqlite import SqliteDatabase
 
-        return SqliteDatabase(path)
+        return SqliteDatabase(path, root)
     from otaflow.platform.data_folder import DataFolder
 
-    return DataFolder(path, here.trees)
+    return DataFolder(path, here.trees, root)
 
 
 def describe_database(spec: dict[str, Any]) -> str:

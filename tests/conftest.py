@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Generator, Iterator
@@ -16,6 +17,10 @@ sys.path.insert(0, str(Path(__file__).parent / "support"))
 from update_world import STORIES, Packages, Picture, World
 
 from otaflow.errors import OtaflowError
+
+# Started in the background, we would ignore Ctrl-C, and so would every program that a test starts and stops so.
+with contextlib.suppress(ValueError):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 BTRFS_BYTES = 2**30
 KINDS = ["directories", pytest.param("btrfs", marks=pytest.mark.btrfs)]
@@ -49,7 +54,8 @@ def btrfs_tmp(btrfs_top: Path, request: pytest.FixtureRequest) -> Iterator[Path]
     """A new folder on the btrfs for one test, removed after it with all subvolumes in it."""
     from otaflow.platform.btrfs import BtrfsTrees
 
-    folder = btrfs_top / f"{request.node.name[:40]}-{os.getpid()}".replace("/", "_")
+    # short: a device's socket is in it, whose path has a hundred characters at most
+    folder = btrfs_top / f"{request.node.name[5:15]}-{os.getpid()}".replace("/", "_")
     folder.mkdir()
     yield folder
     BtrfsTrees().remove(folder)
