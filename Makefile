@@ -23,7 +23,7 @@ demo: $(READY)
 test: $(READY)
 	@.ci/packages test
 	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && \
-	env -u PREFECT_API_URL -u OTAFLOW_CONFIG PREFECT_HOME="$$home" $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	env -u PREFECT_API_URL -u OTAFLOW_CONFIG PREFECT_HOME="$$home" $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: $(READY)
 	@$(BIN)/python -m pytest -q tests/package tests/platform tests/repo -m "not btrfs" $(ARGS)

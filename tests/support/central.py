@@ -136,7 +136,9 @@ class Central:
         self.port = free_port()
         self.api = f"http://127.0.0.1:{self.port}/api"
         self.server = Program("prefect", folder)
-        self.environment = {**os.environ, **prefect_environment(folder)}
+        # other tests of this process leave settings of Prefect's, such as a console that says nothing
+        outer = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        self.environment = {**outer, **prefect_environment(folder)}
         for name in ("PREFECT_API_URL", "OTAFLOW_CONFIG"):
             self.environment.pop(name, None)
         self._settings = {
