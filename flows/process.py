@@ -40,7 +40,7 @@ def process_application(package: str, name: str, kept: str, accepted: bool = Fal
     """Prepare an application's new files beside the present ones (spec/update-processes.md, application updates)."""
     folder = extract_package(package)
     check_application(folder, accepted)
-    generation = prepare_files(folder)
+    generation = prepare_files(folder, kept)
     return {"name": name, "generation": generation, "folder": folder, "kept": kept}
 
 

@@ -24,8 +24,8 @@ def roll_back() -> bool:
         check_previous_slot(slot)
     for name, kept, generation in former_trees():
         check_former_tree(name, kept, generation)
-    if names := stopped_applications():
-        close_again(names)
+    if stopped := stopped_applications():
+        close_again(stopped)
     if are_migrations_made():
         compensate(lambda intent: intent.phase == "verify" and STEPS[intent.step].when == "early")
     compensate(lambda intent: STEPS[intent.step].when == "early")
@@ -35,12 +35,15 @@ def roll_back() -> bool:
     return True
 
 
-def stopped_applications() -> list[str]:
-    """The applications that the session stopped; none when all is brought back, and former programs start again."""
+def stopped_applications() -> dict[str, list[str]]:
+    """The applications that the session stopped, with their services.
+
+    None when all is brought back, and former programs start again.
+    """
     intents = list(device().journal.open_intents())
     if not any(STEPS[one.step].when == "early" for one in intents):
-        return []
-    return [one.memory["name"] for one in intents if one.step == "stop_application"]
+        return {}
+    return {one.memory["name"]: one.memory["services"] for one in intents if one.step == "stop_application"}
 
 
 def former_trees() -> list[tuple[str, str, str]]:

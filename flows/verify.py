@@ -43,8 +43,9 @@ def change_data(parts: Parts) -> None:
         # Each is kept when those before it are done: begun again after a power cut, it must not take them back.
         if part["migrations"]:
             back_up_migration_data(name=part["id"], package=part["name"], migrations=part["migrations"])
-            tree = device().applications.path(part["name"]) if part["kind"] == "application" else None
-            folder = str(tree) if tree else part["folder"]
+            folder = part["folder"]
+            if part["kind"] == "application":
+                folder = str(device().applications.path(part["name"]))
             migrate(name=part["id"], package=part["name"], migrations=part["migrations"], folder=folder, closed=closed)
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from otaflow.errors import OtaflowError
+from otaflow.errors import NothingToRevert, OtaflowError
 from otaflow.files import fsync_folder, write_atomic
 from otaflow.platform.exchange import exchange
 from otaflow.platform.protocols import Trees
@@ -85,6 +85,13 @@ class Applications:
     def services(self, name: str) -> list[str]:
         """The services of an installed application; of one with a damaged label, all that it has unit files of."""
         return read_services(self.path(name))
+
+    def require(self, name: str) -> None:
+        """Raise NothingToRevert where the application is not installed."""
+        if name not in self.names():
+            raise NothingToRevert(
+                f"cannot remove {name}: it is not installed", hint="`otaflow app list` shows what is installed"
+            )
 
     def switch(self, name: str, kept: str, generation: str) -> None:
         """Let the prepared tree of `generation` be the application, and keep the former one under `kept`."""

@@ -24,16 +24,16 @@ LOOK_SECONDS = 0.2
 
 
 @step("prepare files", retries=2)
-def prepare_files(folder: str) -> str:
+def prepare_files(folder: str, kept: str) -> str:
     """Make the application's new tree beside the present one, which is not touched; returns its generation.
 
-    It is a copy of the present tree with the package's `files` over it, and without what the metadata removes. On
-    btrfs it costs what changed.
+    It lies under the name `kept`, and is a copy of the present tree with the package's `files` over it, and without
+    what the metadata removes. On btrfs it costs what changed.
     """
     here = device()
     metadata = metadata_of(folder)
     data = here.applications.data(metadata.name)
-    memory = remember(name=metadata.name, kept=kept_tree(), made_data=not data.is_dir())
+    memory = remember(name=metadata.name, kept=kept, made_data=not data.is_dir())
     data.mkdir(parents=True, exist_ok=True)
     aside = here.applications.aside(metadata.name, memory["kept"])
     here.trees.remove(aside)
@@ -124,11 +124,13 @@ def release_former(name: str, services: list[str]) -> None:
 
 
 @step("close applications")
-def close_again(names: list[str]) -> None:
-    """Before anything is brought back: nothing runs of what the session stopped, whoever started it since."""
-    for intent in list(device().journal.open_intents()):
-        if intent.step == "stop_application" and intent.memory["name"] in names:
-            close_application(intent.memory["name"], intent.memory["services"])
+def close_again(stopped: dict[str, list[str]]) -> None:
+    """Before anything is brought back: nothing runs of what the session stopped, whoever started it since.
+
+    `stopped`: the applications, each with its services.
+    """
+    for name, services in stopped.items():
+        close_application(name, services)
 
 
 @step("replace files", retries=2, when="early", key="name")
@@ -209,12 +211,6 @@ def close_application(name: str, services: list[str]) -> None:
             f"cannot close {name}: {running} cannot be ended",
             hint="restart the device, and try again",
         )
-
-
-def kept_tree(action: int | None = None) -> str:
-    """The name under which this session's action prepares a tree, and keeps the former one."""
-    session = device().journal.session
-    return f"{session.id}-{session.current if action is None else action}"
 
 
 def _check_services(metadata: Metadata, units: Path) -> None:

@@ -38,7 +38,7 @@ def back_up_migration_data(*, name: str, package: str, migrations: Migrations) -
     DatabaseFailed, InsufficientMemory.
     """
     here = device()
-    memory = remember(folder=str(here.dumps / f"{here.journal.session.id}-{name}"))
+    memory = remember(folder=_dumps_of(name))
     folder = Path(memory["folder"])
     here.dumps.mkdir(mode=0o700, parents=True, exist_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
@@ -70,8 +70,7 @@ def migrate(*, name: str, package: str, migrations: Migrations, folder: str, clo
     here = device()
     begun = here.journal.find_open("migrate", name) is not None
     databases = list_databases(package, migrations)
-    dumps = str(here.dumps / f"{here.journal.session.id}-{name}")
-    memory = remember(name=name, databases=databases, dumps=dumps, closed=closed)
+    memory = remember(name=name, databases=databases, dumps=_dumps_of(name), closed=closed)
     if begun:
         restore_data(**memory)
     for number, migration in enumerate(migrations, 1):
@@ -115,7 +114,7 @@ def list_databases(name: str, migrations: Migrations) -> list[dict[str, Any]]:
     """Every database that the migrations of the package `name` change, once, as plain data with its application."""
     found = []
     for migration in migrations:
-        spec = {**migration["database"], "application": migration["database"].get("application") or name}
+        spec = _spec_of(name, migration)
         if spec not in found:
             found.append(spec)
     return found
@@ -154,6 +153,18 @@ def describe_database(spec: dict[str, Any]) -> str:
 # --- inside -----------------------------------------------------------------------------------------------------------
 
 
+def _spec_of(package: str, migration: dict[str, Any]) -> dict[str, Any]:
+    """The database of a migration, with the application that owns it."""
+    spec: dict[str, Any] = migration["database"]
+    return {**spec, "application": spec.get("application") or package}
+
+
+def _dumps_of(name: str) -> str:
+    """Where the data that the part `name` of this session migrates is kept."""
+    here = device()
+    return str(here.dumps / f"{here.journal.session.id}-{name}")
+
+
 def _dump(database: Database, target: Path, what: str) -> None:
     if not database.exists():
         target.with_name(target.name + ABSENT).touch()
@@ -187,7 +198,7 @@ def _migrate(name: str, migration: dict[str, Any], folder: Path) -> None:
     from otaflow.platform import migrating  # a device without migrations never needs it
 
     here = device()
-    spec = {**migration["database"], "application": migration["database"].get("application") or name}
+    spec = _spec_of(name, migration)
     database = open_database(here, spec)
     timeout, cancelled = float(migration["timeout_seconds"]), here.stop_work.is_set
     environment = _environment(here, spec, database)

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from otaflow import progress
-from otaflow.errors import InsufficientMemory, NothingToRevert, OperationNotPermitted, PackageInconsistent
+from otaflow.errors import InsufficientMemory, OperationNotPermitted, PackageInconsistent
 from otaflow.history import ACTIVATED
 from otaflow.package import rules
 from otaflow.package.extract import extract
@@ -75,10 +75,7 @@ def check_application(folder: str, accepted: bool) -> None:
 @step("check removal", retries=2)
 def check_removal(name: str) -> None:
     """Refuse to remove what is not installed. Changes nothing."""
-    if name not in device().applications.names():
-        raise NothingToRevert(
-            f"cannot remove {name}: it is not installed", hint="`otaflow app list` shows what is installed"
-        )
+    device().applications.require(name)
 
 
 def highest_version(name: str) -> str | None:

@@ -4,7 +4,7 @@ from typing import Literal, get_args
 
 from otaflow import history
 from otaflow.action import Action, Kind
-from otaflow.errors import NothingToRevert, NothingToRollback, OperationNotPermitted, OtaflowError
+from otaflow.errors import NothingToRollback, OperationNotPermitted, OtaflowError
 from otaflow.platform.backups import Entry
 from otaflow.platform.device import Device
 from otaflow.platform.labels import Label, read_label
@@ -64,10 +64,7 @@ def find_installation(
 
 def find_removal(device: Device, name: str) -> Action:
     """The action that removes the application `name`. Raises NothingToRevert where there is none."""
-    if name not in device.applications.names():
-        raise NothingToRevert(
-            f"cannot remove {name}: it is not installed", hint="`otaflow app list` shows what is installed"
-        )
+    device.applications.require(name)
     version = device.applications.versions().get(name, "unknown")  # a damaged label keeps nobody from removing it
     return Action("remove", name, version, facts={"from_version": version})
 

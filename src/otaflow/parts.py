@@ -24,12 +24,12 @@ Part = dict[str, Any]
 def part_of(action: Action, processed: Processed) -> Part | None:
     """The part of an action; None where it is one of the ways back, which change the system only."""
     if action.kind == "remove":
-        return {**_empty(action), "kind": "remove", "kept": processed["kept"]}
+        return {**_describe(action.name, action.version), "kind": "remove", "kept": processed["kept"]}
     if action.kind not in ("up", "install", "update"):
         return None
     metadata = metadata_of(processed["folder"])
     described = metadata.model_dump(mode="json", include={"services", "migrations", "priority"})
-    part: Part = _empty(action) | described.pop("services") | described
+    part: Part = _describe(action.name, action.version) | described.pop("services") | described
     part["folder"] = str(Path(processed["folder"]) / "assets")
     if action.kind == "up":
         return part | {"id": f"{action.name} {action.version}"}
@@ -39,20 +39,19 @@ def part_of(action: Action, processed: Processed) -> Part | None:
 def with_owners(parts: list[Part], applications: Applications) -> list[Part]:
     """The parts, and one for each application whose data is migrated by another package: it must not run meanwhile."""
     known = {part["name"] for part in parts if part["kind"] != "system"}
-    owners: dict[str, Part] = {}
-    for part in parts:
-        for migration in part["migrations"]:
-            name = migration["database"].get("application")
-            if name and name not in known and name in applications.names():
-                described = _describe(name, applications.versions().get(name, "unknown"))
-                owners[name] = described | {"kind": "owner", "priority": part["priority"], "restart": []}
-    for name, owner in owners.items():
-        owner["restart"] = applications.services(name)
-    return [*parts, *owners.values()]
-
-
-def _empty(action: Action) -> Part:
-    return _describe(action.name, action.version)
+    priorities = {
+        migration["database"].get("application"): part["priority"] for part in parts for migration in part["migrations"]
+    }
+    owners = [name for name in priorities if name not in known and name in applications.names()]
+    versions = applications.versions() if owners else {}
+    return [
+        *parts,
+        *(
+            _describe(name, versions.get(name, "unknown"))
+            | {"kind": "owner", "priority": priorities[name], "restart": applications.services(name)}
+            for name in owners
+        ),
+    ]
 
 
 def _describe(name: str, version: str) -> Part:

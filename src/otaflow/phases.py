@@ -9,6 +9,7 @@ from otaflow.flows.process import Processed, process, process_application, proce
 from otaflow.flows.restore import restore_backup, restore_previous_slot, restore_snapshot
 from otaflow.parts import Part
 from otaflow.platform.device import Device
+from otaflow.tasks.slots import kept_name
 
 ACTIVATIONS: dict[str, Phase[..., None]] = {
     "previous-slot": activate_slot,
@@ -22,7 +23,7 @@ def choose_processing(device: Device, action: Action) -> tuple[Phase[..., Proces
     spare = device.spare()
     session = device.journal.session
     accepted = bool(action.facts.get("accepted"))
-    kept = f"{session.id}-{session.current}"
+    kept = kept_name()
     match action.kind:
         case "install" | "update":
             return process_application, {
