@@ -8,6 +8,8 @@ from otaflow.errors import OtaflowError
 from otaflow.platform.protocols import Slots
 from otaflow.platform.slots import TreeSlots
 
+TRIES = 3
+
 
 class FakeTrees:
     """Trees by shutil: contents, modes and links, for small trees; owners and hard links are not kept."""
@@ -48,6 +50,7 @@ class FakeBoot:
         self._slots = slots
         self._running = self._target = slots.names[0]
         self._promise = ""
+        self._tries: int | None = None
         self.at_once = at_once
         self.restarts = 0
 
@@ -60,10 +63,20 @@ class FakeBoot:
     def promise(self) -> str:
         return self._promise
 
-    def set_target(self, slot: str, promise: str) -> None:
+    def set_target(self, slot: str, promise: str, *, trial: bool = False) -> None:
         if slot not in self._slots.names:
             raise OtaflowError(f"cannot start the slot {slot!r}: the device has no such slot")
-        self._target, self._promise = slot, promise
+        self._target, self._promise, self._tries = slot, promise, TRIES if trial else None
+
+    def tries_left(self) -> int | None:
+        return self._tries
+
+    def confirm(self) -> None:
+        self._tries = None
+
+    def give_try_back(self) -> None:
+        if self._tries is not None:
+            self._tries = min(self._tries + 1, TRIES)
 
     def restart(self) -> bool:
         self.restarts += 1
@@ -73,4 +86,9 @@ class FakeBoot:
 
     def start(self) -> None:
         """What the machine does after a restart that was asked for."""
+        if self._tries == 0:
+            self._running = next(name for name in self._slots.names if name != self._target)
+            return
         self._running = self._target
+        if self._tries is not None:
+            self._tries -= 1

@@ -58,7 +58,7 @@ class IndexFile:
     def promise(self) -> str:
         return self._read()[1]
 
-    def set_target(self, slot: str, promise: str) -> None:
+    def set_target(self, slot: str, promise: str, *, trial: bool = False) -> None:
         if slot not in self._slots:
             raise OtaflowError(f"cannot start the slot {slot!r}: the device has {' and '.join(self._slots)}")
         if self._path.exists():
@@ -66,6 +66,15 @@ class IndexFile:
         values = {"format": FORMAT, "boot": slot, "promise": promise}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(self._path, json.dumps({**values, "checksum": _sum(values)}, indent=1).encode() + b"\n")
+
+    def tries_left(self) -> int | None:
+        return None
+
+    def confirm(self) -> None:
+        """Nothing to do: no target is on trial."""
+
+    def give_try_back(self) -> None:
+        """Nothing to do: no start is counted."""
 
     def restart(self) -> bool:
         if self._restart == "switch":

@@ -60,7 +60,12 @@ class Slots(Protocol):
 
 
 class BootTarget(Protocol):
-    """Which slot runs, and which one starts next."""
+    """Which slot runs, and which one starts next.
+
+    A target is *on trial* until it is confirmed: the boot loader counts how often it starts it, and after
+    `boot.tries` starts it starts the other slot by itself; `target` goes on naming the one on trial. Where no boot
+    loader starts the slots (`restart = "switch"`), no target is ever on trial.
+    """
 
     def running(self) -> str:
         """The slot that the present system was started from."""
@@ -71,8 +76,23 @@ class BootTarget(Protocol):
     def promise(self) -> str:
         """What the target was set with: the generation of the content that is to start."""
 
-    def set_target(self, slot: str, promise: str) -> None:
-        """Make `slot` start next, durably, in one atomic change. `promise` names the content expected in it."""
+    def set_target(self, slot: str, promise: str, *, trial: bool = False) -> None:
+        """Make `slot` start next, durably, in one atomic change. `promise` names the content expected in it.
+
+        `trial`: it is not trusted before `confirm`; the slot to fall back to is the other one.
+        """
+
+    def tries_left(self) -> int | None:
+        """How often the boot loader will start the target before it falls back; None where it is not on trial."""
+
+    def confirm(self) -> None:
+        """Trust the target: the boot loader counts its starts no more; durable. Nothing happens where it is trusted."""
+
+    def give_try_back(self) -> None:
+        """The present start of the target shall not count (a power cut made it necessary); durable.
+
+        Never more than `boot.tries`; nothing happens where it is not on trial.
+        """
 
     def restart(self) -> bool:
         """Restart into the target. True: done, the new system runs. False: asked for, the machine is going down."""

@@ -53,7 +53,7 @@ def flip_slot(target: str, generation: str) -> None:
     if found != generation:
         raise ErrorDuringActivation(f"cannot activate slot {target}: it does not hold what was processed")
     remember(previous=here.boot.target(), promise=here.boot.promise())
-    here.boot.set_target(target, generation)
+    here.boot.set_target(target, generation, trial=True)
 
 
 @flip_slot.undo

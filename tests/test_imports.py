@@ -12,7 +12,7 @@ SOURCE = ROOT / "src" / "otaflow"
 LAYERS = [
     {"cli", "api", "agent", "at_boot", "deployments", "examples"},
     {"answers", "installing", "closing", "due"},
-    {"work", "through", "embedded", "asked"},
+    {"work", "through", "embedded", "prefect_server", "asked"},
     {"recovery"},
     {"service", "phases", "parts", "refusals", "actions", "ends"},
     {"flows"},

@@ -9,7 +9,6 @@ import logging
 import os
 import secrets
 import socket
-import sys
 import threading
 import time
 import urllib.error
@@ -21,6 +20,7 @@ from otaflow.errors import OtaflowError
 from otaflow.files import write_atomic
 from otaflow.platform.device import Device
 from otaflow.platform.run import Server, is_running, start, stop
+from otaflow.prefect_server import PROGRAM, server_environment
 
 START_SECONDS = 120.0
 USER = "otaflow"
@@ -90,20 +90,15 @@ class Embedded:
                 hint="set prefect.port in the configuration, or PREFECT_API_URL to the server that is to be used",
             )
         environment = {
+            **server_environment(self.folder, self.url),
             "HOME": str(self.folder),
-            "PREFECT_HOME": str(self.folder),
             "PREFECT_SERVER_API_AUTH_STRING": self.login,
-            "PREFECT_SERVER_UI_API_URL": f"{self.url}/api",
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",  # a device runs for years
-            "DO_NOT_TRACK": "1",
-            "NO_COLOR": "1",
         }
-        program = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
         log = self.folder / "server.log"
         log.unlink(missing_ok=True)
-        self._server = start(program, env=environment, log=log)
+        self._server = start([*PROGRAM, str(self.port)], env=environment, log=log)
         self._wait()
         record = {"url": f"{self.url}/api", "port": self.port, "pid": self._server.pid}
         write_atomic(self.folder / "server.json", json.dumps(record).encode())

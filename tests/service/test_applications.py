@@ -416,6 +416,7 @@ def test_data_is_not_brought_back_under_a_new_program_that_still_runs(light: Lig
         ucm.activate()
         ucm.verify()
         pid = start_orphan(light.tree / "bin/notes", light.data)
+        before = light.starts().count("1.0.0 on schema 1")
         try:
             ucm.rollback()
             assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
@@ -424,7 +425,7 @@ def test_data_is_not_brought_back_under_a_new_program_that_still_runs(light: Lig
                 os.kill(pid, signal.SIGKILL)
         ucm.finish()
     assert light.rows()["version"] == (1,)
-    assert light.wait_for_starts(3)[-1] == "1.0.0 on schema 1"
+    light.wait_for_start("1.0.0 on schema 1", after=before)
 
 
 # --- asked to close ---------------------------------------------------------------------------------------------------

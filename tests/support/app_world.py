@@ -324,6 +324,13 @@ class LightWorld(AppWorld):
             time.sleep(0.02)
         return self.starts()
 
+    def wait_for_start(self, start: str, *, after: int) -> None:
+        """Return when there are more such starts than `after`, the last of all being one."""
+        end = time.monotonic() + 60
+        while self.starts().count(start) <= after or self.starts()[-1] != start:
+            assert time.monotonic() < end, self.starts()
+            time.sleep(0.02)
+
     def starts(self) -> list[str]:
         """Which version was started on which schema, in order."""
         path = self.data / "starts"

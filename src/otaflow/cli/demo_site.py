@@ -182,13 +182,10 @@ class Site:
         """Start a Prefect server that keeps its database in the folder; returns its URL, before it answers."""
         port = str(free_port())
         (self.folder / "prefect").mkdir()
-        serve = ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port]
         services = [] if self.outlives else ["--no-services"]
         url = f"http://127.0.0.1:{port}"
-        # the UI asks port 4200 unless it is told another one
-        settings = {**prefect_environment(self.folder), "PREFECT_SERVER_UI_API_URL": f"{url}/api"}
         self.record["ui"] = url
-        self._start("prefect", [sys.executable, *serve, *services], settings)
+        self._start("prefect", [*PROGRAM, port, *services], server_environment(self.folder / "prefect", url))
         return url
 
     def wait_for(self, name: str, url: str) -> None:
