@@ -23,10 +23,12 @@ from prefect.client.schemas.responses import OrchestrationResult, SetStateStatus
 from prefect.context import AsyncClientContext, SettingsContext, SyncClientContext
 from prefect.settings import get_current_settings
 
+from otaflow.patience import within
+
 log = logging.getLogger("otaflow.runs")
 
 REACH_SECONDS = 3.0
-READY_SECONDS = 10.0
+READY_SECONDS = 15.0
 """How long a server may take to say that it is ready."""
 BUSY_SECONDS = 0.02
 """How long a server rests that is busy; three times as long each time it is busy again."""
@@ -63,10 +65,14 @@ def is_away() -> bool:
     """
     if get_current_settings().api.url is None:
         return False
-    try:
-        with get_client(httpx_settings={"timeout": READY_SECONDS}, sync_client=True) as client:
+
+    def ask() -> None:
+        with get_client(sync_client=True) as client:
             expect_api(client)
             client.request("GET", "/ready")
+
+    try:
+        within(READY_SECONDS, ask)  # Prefect's client would ask again and again
     except Exception as error:
         log.warning("cannot reach Prefect's API now: %s", error)
         return True

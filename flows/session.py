@@ -9,15 +9,16 @@ import contextvars
 import logging
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 from uuid import UUID
 
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.objects import State as RunState
-from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.flow_engine import run_flow
 
@@ -31,9 +32,11 @@ log = logging.getLogger("otaflow.runs")
 
 BREATH_SECONDS = 0.15
 """A phase that begins with a state is told before the state, but not before its session is there: somebody waits."""
-PATIENCE_SECONDS = 5.0
-"""How long a phase waits for its turn to be told."""
+PATIENCE_SECONDS = 8.0
+"""How long a phase waits for its run, its turn to ask for it included."""
 FLUSH_SECONDS = 10.0
+ASKS = "otaflow-asks"
+"""The thread that asks for a phase's run."""
 
 
 class PrefectRuns:
@@ -51,6 +54,8 @@ class PrefectRuns:
         self._phases = PhaseLoop(self._context, self._note_phase)
         self._talking = threading.Lock()
         """One request after the other: SQLite has one writer."""
+        self._asking: threading.Thread | None = None
+        """Asks for a phase's run, or still does although nobody waits for it any more."""
         self._turn = threading.Event()
         self._turn.set()
         self._due = threading.Event()
@@ -146,8 +151,7 @@ class PrefectRuns:
         """Run it, its end being in `phase.outcome`; that is None where the API failed before the story began."""
         try:
             expect_api(self.client)
-            with self._first():
-                flow_run = self.telling.begin_phase(phase, parameters)
+            flow_run = self._begin(phase, parameters)
             try:
                 start = partial(run_flow, phase.flow, flow_run=flow_run, parameters=parameters, return_type="state")
                 self._phases.run(flow_run, start)
@@ -162,19 +166,43 @@ class PrefectRuns:
         self.telling.note_state(run, state)
         self._due.set()
 
-    @contextmanager
-    def _first(self) -> Iterator[None]:
-        """Talk to the API before all that is only told: a caller waits. Raises TimeoutError."""
+    def _begin(self, phase: Phase[..., Any], parameters: dict[str, Any]) -> FlowRun:
+        """The phase's run. It is asked for before all that is only told: a caller waits. Raises TimeoutError.
+
+        Nobody waits for a server that stands still: the request is given up, and while it goes on no other is made.
+        """
+        if self._asking and self._asking.is_alive():
+            raise TimeoutError("it does not answer yet")
+        found: Future[FlowRun] = Future()
+        ask = partial(
+            contextvars.copy_context().run, self._ask, found, partial(self.telling.begin_phase, phase, parameters)
+        )
+        self._asking = threading.Thread(target=ask, name=ASKS, daemon=True)
         self._turn.clear()
         try:
-            if not self._talking.acquire(timeout=PATIENCE_SECONDS):
-                raise TimeoutError("Prefect's API takes too long")
-            try:
-                yield
-            finally:
-                self._talking.release()
+            self._asking.start()
+            return found.result(PATIENCE_SECONDS)
+        except TimeoutError:
+            if not found.cancel():
+                found.add_done_callback(self._drop)
+            raise TimeoutError(f"it has not answered within {PATIENCE_SECONDS:.0f} s") from None
         finally:
             self._turn.set()
+
+    def _ask(self, found: "Future[FlowRun]", begin: Callable[[], FlowRun]) -> None:
+        with self._talking:
+            if not found.set_running_or_notify_cancel():
+                return
+            try:
+                found.set_result(begin())
+            except BaseException as error:
+                found.set_exception(error)
+
+    def _drop(self, found: "Future[FlowRun]") -> None:
+        """The run that came too late is closed as one that was cut off: its phase went without it."""
+        if not found.exception():
+            self.telling.note_end(found.result().id)
+        self._due.set()
 
     def _go(self) -> None:
         """Tell what is due, until the end."""

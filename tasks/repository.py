@@ -3,12 +3,14 @@
 import logging
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from otaflow import progress
 from otaflow.errors import AuthenticationFailed, RepositoryRefused
 from otaflow.package.versions import find_exact, newer
+from otaflow.patience import within
 from otaflow.platform.device import device
 from otaflow.platform.directories import copy_tree
 from otaflow.repo.chains import find_chain
@@ -21,6 +23,8 @@ log = logging.getLogger("otaflow.repo")
 
 AnyRepository = Repository | LocalRepository
 ARTIFACT_SECONDS = 1.0
+ARTIFACT_PATIENCE = 5.0
+"""How long a download waits for Prefect, once."""
 HANDED_IN = "handed-in-"
 
 
@@ -148,6 +152,7 @@ class _Download:
     def __init__(self, target: Target) -> None:
         self.target = target
         self.artifact: object | None = None
+        self.given_up = False
         self.shown = 0.0
 
     def __call__(self, done: int) -> None:
@@ -161,11 +166,12 @@ class _Download:
         from prefect import artifacts
         from prefect.context import TaskRunContext
 
-        if TaskRunContext.get() is None:
+        if TaskRunContext.get() is None or self.given_up:
             return
         try:
-            self._renew(artifacts, percent)
-        except Exception as error:  # an API that goes away ends no download
+            within(ARTIFACT_PATIENCE, partial(self._renew, artifacts, percent))
+        except Exception as error:  # an API that goes away, or stands still, ends no download
+            self.given_up = isinstance(error, TimeoutError)
             log.warning("cannot show how far the download is: %s", error)
 
     def _renew(self, artifacts: Any, percent: float) -> None:

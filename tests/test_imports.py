@@ -14,7 +14,7 @@ LAYERS = [
     {"answers", "installing", "closing", "due"},
     {"work", "through", "embedded", "prefect_server", "asked"},
     {"recovery"},
-    {"service", "phases", "parts", "refusals", "actions", "ends"},
+    {"service", "phases", "parts", "refusals", "actions", "ends", "trial"},
     {"flows"},
     {"tasks"},
     {"diagnostics"},
@@ -33,6 +33,7 @@ LAYERS = [
         "progress",
         "places",
         "files",
+        "patience",
         "errors",
     },
 ]

@@ -3,7 +3,6 @@
 import os
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -14,28 +13,28 @@ from poll_rig import Site
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED, temporary_settings
 from update_world import World
 
+from otaflow.flows import session
 from otaflow.flows.drain import drain_prefect
+from otaflow.prefect_server import PROGRAM, server_environment
 from otaflow.repo import admin
 from otaflow.repo.certificates import make_authority
 
 START_SECONDS = 90
+PATIENCE = 120.0
+"""A test is not about how fast the machine is."""
 
 
 class Server:
-    """A `prefect server start` with a home of its own."""
+    """Prefect's server, as otaflow starts it, with a home of its own."""
 
     def __init__(self, home: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
+        self.home = home
         self.url = f"http://127.0.0.1:{port}/api"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-        environment |= {
-            "PREFECT_HOME": str(home),
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "PREFECT_API_URL": self.url,
-            "DO_NOT_TRACK": "1",
-        }
-        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+        environment |= {**server_environment(home, self.url.removesuffix("/api")), "PREFECT_API_URL": self.url}
+        command = [*PROGRAM, str(port)]
         with (home / "log").open("w") as log:
             self.process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -81,8 +80,9 @@ def shared_server(start_server: Callable[[], Server]) -> Server:
 
 
 @pytest.fixture
-def prefect_api(shared_server: Server) -> Iterator[str]:
+def prefect_api(shared_server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Prefect's settings lead to a server of our own."""
+    monkeypatch.setattr(session, "PATIENCE_SECONDS", PATIENCE)
     drain_prefect()  # its senders of events and logs stay with the server that they began with
     with temporary_settings({PREFECT_API_URL: shared_server.url, PREFECT_SERVER_EPHEMERAL_ENABLED: False}):
         yield shared_server.url

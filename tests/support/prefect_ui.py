@@ -1,7 +1,6 @@
 """Prefect's API as its UI asks it, and its server, which can be stopped and started again."""
 
 import json
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -10,8 +9,9 @@ from typing import Any
 
 from update_world import World
 
-from otaflow.cli.demo_site import Site, prefect_environment
+from otaflow.cli.demo_site import Site
 from otaflow.platform.run import Server, stop
+from otaflow.prefect_server import PROGRAM, server_environment
 
 SECONDS = 180.0
 
@@ -132,8 +132,9 @@ def stop_server(site: Site) -> None:
 def start_again(site: Site) -> None:
     """The same server at the same port."""
     port = site.record["ui"].rpartition(":")[2]
-    serve = ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port, "--no-services"]
-    site._start("prefect", [sys.executable, *serve], prefect_environment(site.folder))
+    site._start(
+        "prefect", [*PROGRAM, port, "--no-services"], server_environment(site.folder / "prefect", site.record["ui"])
+    )
     site.wait_for("prefect", f"{site.record['ui']}/api/health")
 
 

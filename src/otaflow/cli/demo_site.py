@@ -21,6 +21,7 @@ import otaflow
 from otaflow.errors import CommandFailed, OtaflowError
 from otaflow.files import write_atomic
 from otaflow.platform.run import Server, is_running, run, start, stop
+from otaflow.prefect_server import PROGRAM, home_environment, server_environment
 
 EXAMPLES = Path(otaflow.__file__).parent / "examples"
 SYSTEM, NOTES = "demo-system", "notes"
@@ -246,13 +247,8 @@ class Site:
 
 
 def prefect_environment(folder: Path) -> dict[str, str]:
-    """Prefect's settings for a server that keeps to the demo's folder and tells nobody."""
-    return {
-        "PREFECT_HOME": str(folder / "prefect"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-        "NO_COLOR": "1",
-    }
+    """Prefect's settings for programs that keep to the demo's folder and tell nobody."""
+    return home_environment(folder / "prefect")
 
 
 def free_port() -> int:
