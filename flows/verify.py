@@ -1,5 +1,7 @@
 """Verifying: the system restarts (step 10 of the update processes), data is migrated, all proves itself healthy.
 
+The last step trusts the new slot: until then the boot loader counts its starts and falls back by itself.
+
 The chart's boxes from *need migration* to *reload services* (spec/s16-package-update.md) are here.
 """
 
@@ -7,8 +9,8 @@ from typing import Any
 
 from otaflow.flows.phase import phase
 from otaflow.platform.device import device
-from otaflow.tasks.boot import check_running_slot, new_system_was_started, restart
-from otaflow.tasks.health import check_health
+from otaflow.tasks.boot import check_running_slot, confirm_slot, new_system_was_started, restart
+from otaflow.tasks.health import check_connection, check_health
 from otaflow.tasks.migration import back_up_migration_data, migrate, needs_migration
 from otaflow.tasks.services import check_services, keep_stopped, reload_services, start_services
 
@@ -30,6 +32,10 @@ def verify(checks: Checks, system: bool, parts: Parts) -> bool:
     change_data(parts)
     reload(parts)
     check_health(checks)
+    if device().config.health.reach_server:
+        check_connection()
+    if system:
+        confirm_slot()
     return True
 
 

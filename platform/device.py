@@ -16,6 +16,7 @@ from otaflow.platform.backups import Backups
 from otaflow.platform.boots import Boots
 from otaflow.platform.labels import Label, read_label
 from otaflow.platform.lock import DeviceLock
+from otaflow.platform.marks import Marks
 from otaflow.platform.protocols import BootTarget, Services, Slots, Trees
 
 PROGRAM_LOG = "logs"
@@ -37,6 +38,7 @@ class Device:
         self.history = History(self.nvm / "history")
         self.lock = DeviceLock(self.nvm / "lock")
         self.boots = Boots(self.nvm / "boots.json")
+        self.marks = Marks.of_machine(restarts=config.boot.restart != "switch")
         self.stop_work = threading.Event()
         """Set by Cancel, and by a Rollback while Verifying: the working phase ends at its next look at it."""
 

@@ -95,6 +95,17 @@ def _trial_began() -> int:
     return device().journal.session.boots_at(State.VERIFYING, origin=State.ACTIVATING)
 
 
+@step("confirm slot", retries=2)
+def confirm_slot() -> None:
+    """Trust the slot that runs: the boot loader falls back no more, the trial's deadline counts no more.
+
+    It has no undo: a rollback flips the boot target to the former slot, which is trusted then.
+    """
+    here = device()
+    here.boot.confirm()
+    here.marks.note_confirmed()
+
+
 @step("check running slot", retries=1)
 def check_running_slot() -> str:
     """The slot that runs, when it is the one that was to start and holds what was promised. Changes nothing.
@@ -104,7 +115,8 @@ def check_running_slot() -> str:
     here = device()
     running, target = here.boot.running(), here.boot.target()
     if running != target:
-        raise HealthCheckFailed(f"slot {target} did not start: slot {running} runs")
+        tried = ", after the boot loader had used up its tries" if here.boot.tries_left() == 0 else ""
+        raise HealthCheckFailed(f"slot {target} did not start: slot {running} runs{tried}")
     label = read_label(here.slots.path(running))
     if label.generation != here.boot.promise():
         raise HealthCheckFailed(f"slot {running} holds {label.version}, not the content that was to start")

@@ -4,10 +4,16 @@ from pathlib import Path
 from typing import Any
 
 from otaflow import progress
-from otaflow.errors import CommandFailed, HealthCheckFailed
+from otaflow.errors import CommandFailed, HealthCheckFailed, Refused, TryLater
 from otaflow.platform.device import device
+from otaflow.platform.lock import DeviceLock
 from otaflow.platform.run import run
 from otaflow.tasks.step import step, stop_if_asked
+
+KEPT_LINES = 40
+"""Of what a failed check says, so many lines go into the processing log."""
+PATIENCE = 60.0
+"""Seconds that a poll has to be done with the repository."""
 
 
 @step("check health")
@@ -20,6 +26,44 @@ def check_health(checks: list[dict[str, Any]]) -> None:
     """
     for check in [*checks, *_own_checks()]:
         _check(check)
+
+
+@step("check connection to update server")
+def check_connection() -> None:
+    """Reach the update server from the new system: TLS, login, and its signed metadata, as a poll does.
+
+    Tried as often as the source's `connect_tries` say, with its wait between; so the task has no tries. Raises
+    HealthCheckFailed: a system that is cut off from updates could not be repaired by one.
+    """
+    source = device().config.source()
+    why = ""
+    for attempt in range(source.connect_tries):
+        if attempt and device().stop_work.wait(source.connect_wait_seconds):
+            stop_if_asked()
+        try:
+            _reach_server()
+        except (TryLater, Refused) as error:
+            why = str(error)
+            progress.tell("output", "health check", line=f"the update server: {why}")
+        else:
+            return
+    raise HealthCheckFailed(f"the new system does not reach its update server, {source.connect_tries} times: {why}")
+
+
+def _reach_server() -> None:
+    from otaflow.repo.client import open_repository  # only where it is configured: a boot must do without TUF
+
+    here = device()
+    lock = DeviceLock(here.nvm / "asking.lock")  # a poll may be at it
+    lock.acquire(PATIENCE)
+    try:
+        with open_repository(here.config, here.config.update.use) as repository:
+            repository.connect()
+            repository.check_certificate()
+            repository.authenticate()
+            repository.refresh()
+    finally:
+        lock.release()
 
 
 def _own_checks() -> list[dict[str, Any]]:
@@ -44,8 +88,10 @@ def _check(check: dict[str, Any]) -> None:
         try:
             _run(check["command"], check["timeout_seconds"], check.get("application", ""))
         except CommandFailed as error:
-            why = error.output.strip().rpartition("\n")[2] or str(error)
-            progress.tell("output", "health check", line=f"{check['name']}: {why}")
+            said = error.output.strip().splitlines()[-KEPT_LINES:] or [str(error)]
+            why = said[-1]
+            for line in said:
+                progress.tell("output", "health check", line=f"{check['name']}: {line}")
         else:
             progress.tell("output", "health check", line=f"{check['name']}: passed")
             return

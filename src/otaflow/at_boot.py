@@ -46,12 +46,34 @@ def is_idle(path: Path) -> bool:
             return False
         if any((nvm / "services" / "linked").glob("*")):  # without systemd we start the services at boot
             return False
-        if not _knows_services(root, values):
+        if not _knows_services(root, values) or not _runs_its_target(root, values, boots):
             return False
         boots.note_boot()
     except (OSError, ValueError, LookupError, TypeError, AttributeError, OtaflowError):
         return False
     return True
+
+
+def _runs_its_target(root: Path, values: dict[str, Any], boots: Boots) -> bool:
+    """Whether the slot that was to start runs; False, too, where only the command can tell."""
+    settings = values.get("boot", {})
+    restart = settings.get("restart", "switch")
+    if restart == "switch":  # no machine was restarted
+        return True
+    if settings.get("kind", "index-file") != "index-file":
+        return False
+    from otaflow.platform.index_file import IndexFile
+
+    slots = values.get("slots", {})
+    folder = root / slots.get("path", "slots")
+    boot = IndexFile(
+        root / settings.get("index", "index.json"),
+        root / values.get("nvm", {}).get("path", "nvm") / "running.json",
+        restart=restart,
+        slots={name: folder / name for name in slots.get("names", ("a", "b"))},
+        boots=boots,
+    )
+    return boot.running() == boot.target()
 
 
 def _knows_services(root: Path, values: dict[str, Any]) -> bool:

@@ -87,7 +87,8 @@ class Program(Section):
 class Health(Section):
     """`[health]`: the device's own checks, beside those of the package. Each command must exit 0.
 
-    A trial that was begun `trials` times and never came to an end, because the machine went down each time, has failed.
+    With `reach_server` the new system must reach the update server, too. A trial has failed that was begun `trials`
+    times and never came to an end, or in which the power was cut `power_cuts` times: the system may make it go.
     What a rollback leaves is cleaned up `clean_ups` times at most; what is still there then is an alarm in the history.
     """
 
@@ -95,7 +96,9 @@ class Health(Section):
     timeout_seconds: float = Field(default=30, gt=0)
     tries: int = Field(default=3, ge=1)
     wait_seconds: float = Field(default=1, ge=0)
+    reach_server: bool = False
     trials: int = Field(default=10, ge=1)
+    power_cuts: int = Field(default=20, ge=1)
     clean_ups: int = Field(default=10, ge=1)
 
 

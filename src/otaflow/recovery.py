@@ -5,6 +5,7 @@ from otaflow.action import Action
 from otaflow.ends import record_end
 from otaflow.service import Ucm
 from otaflow.tasks.step import compensate
+from otaflow.trial import settle_boot
 from otaflow.ucm.states import State
 
 
@@ -29,6 +30,7 @@ def recover(ucm: Ucm, *, verifies: bool = True) -> bool:
             ucm.rollback()
         case State.CLEANING_UP:
             ucm.work_clean_up()
+    settle_boot(ucm.device)
     if ucm.state is State.VERIFYING and not verifies:
         return True
     if unattended:

@@ -26,6 +26,7 @@ from otaflow.refusals import as_ucm_error, processing_event
 from otaflow.tasks.configuration import kept_main_name
 from otaflow.tasks.package import metadata_of
 from otaflow.tasks.slots import kept_name
+from otaflow.trial import judge_boots
 from otaflow.ucm.states import RESTING, State
 from otaflow.ucm.table import TABLE, Row
 
@@ -383,13 +384,23 @@ class Ucm:
     def _count_trial(self) -> None:
         """A machine that goes down whenever its new system is checked must not try for ever. Raises HealthCheckFailed.
 
-        A power cut cannot be told from a crash here, so the limit is a generous one.
+        A power cut is not the system's fault, unless it happens again and again.
         """
-        limit = self.device.config.health.trials
-        begun = int(self.journal.session.notes.get("trials", 0))
-        if begun >= limit:
-            raise HealthCheckFailed(f"the new system was begun to be verified {begun} times, and never to the end")
-        self.journal.note(trials=begun + 1)
+        health = self.device.config.health
+        trial = judge_boots(self.device)
+        if trial.begun:  # in this very boot, and its process is gone
+            trial.failed += 1
+        trial.begun = True
+        self.journal.note(trial=vars(trial))
+        if trial.failed >= health.trials:
+            ways = f" ({', '.join(trial.ends)})" if trial.ends else ""
+            raise HealthCheckFailed(
+                f"the new system was begun to be verified {trial.failed} times, and never to the end{ways}"
+            )
+        if trial.cuts >= health.power_cuts:
+            raise HealthCheckFailed(
+                f"the power was cut {trial.cuts} times while the new system was on trial, which came never to the end"
+            )
 
     def _refuse_superseded(self) -> None:
         if self.state is not State.VERIFYING:

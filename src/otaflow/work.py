@@ -57,9 +57,11 @@ def working(device: Device, *, prefect: bool = True) -> Iterator[tuple["Ucm", "P
     """
     from otaflow.recovery import recover
     from otaflow.service import Ucm
+    from otaflow.trial import put_target_right
 
     with using(device), device.lock, progress.listening(ProcessingLog(device)):
         device.boots.note_boot()
+        put_target_right(device)
         if prefect and device.journal.needs_recovery:
             recover(Ucm(device), verifies=False)
         runs = _connect_or_go_without(device) if prefect else None

@@ -17,6 +17,7 @@ from otaflow.flows.retention import retention
 from otaflow.recovery import carry_on, recover
 from otaflow.service import Ucm, Work
 from otaflow.transfer.store import Transfers
+from otaflow.trial import put_target_right
 from otaflow.ucm.states import State
 
 log = logging.getLogger("otaflow.agent")
@@ -49,6 +50,10 @@ class House:
 
     def put_in_order(self) -> None:
         """Recover. What fails is in the journal and the log; the interface answers all the same."""
+        try:
+            put_target_right(self.ucm.device)
+        except (errors.OtaflowError, OSError) as error:
+            log.error("cannot put the boot target right: %s", error)  # noqa: TRY400
         self._recover()
 
     def _recover(self) -> Exception | None:

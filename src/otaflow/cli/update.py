@@ -12,6 +12,7 @@ from otaflow import answers, work
 from otaflow.asked import Asked
 from otaflow.cli.common import Accept, ConfigFile, Json, Source, load_device, print_json, showing, working
 from otaflow.errors import ConfigError, HealthCheckFailed, Locked, OtaflowError
+from otaflow.platform.boots import Ending
 from otaflow.platform.device import Device, using
 from otaflow.policy.explain import explain as say
 
@@ -143,6 +144,7 @@ def recover(
     *,
     config: ConfigFile = None,
     verify: Annotated[bool, Parameter(help="Verify a system that is on trial; else that is left to `resume`.")] = True,
+    going_down: Annotated[bool, Parameter(negative=(), help="Only note that the machine goes down orderly.")] = False,
     json: Json = False,
 ) -> None:
     """Finish or take back what a power cut or a kill interrupted. Run at boot, before anything else of otaflow.
@@ -151,12 +153,16 @@ def recover(
     services as they are now; where there is no systemd, it starts them.
     """
     device = load_device(config)
+    if going_down:
+        device.boots.note_going_down(Ending.DEADLINE if device.marks.is_deadline_over() else Ending.ORDERLY)
+        return
     device.boots.note_boot()
     idle = not device.journal.needs_recovery  # the UCM itself is loaded only where there is work for it
     problem = _arrange_services(device) if device.config.services.kind == "systemd" else ""
+    fallen_back = _put_target_right(device)
     outcome = "" if idle else _recover(device, verify=verify, view=not json)
     device = load_device(config)
-    outcome = "; ".join(filter(None, [outcome, problem]))
+    outcome = "; ".join(filter(None, [fallen_back, outcome, problem]))
     if device.config.services.kind == "processes":
         outcome = "; ".join(filter(None, [outcome, *_start_services(device)]))
     if json:
@@ -249,6 +255,17 @@ def _arrange_services(device: Device) -> str:
     return ""
 
 
+def _put_target_right(device: Device) -> str:
+    """Where the boot loader started another slot than it was told to, while nothing was going on."""
+    from otaflow.trial import put_target_right
+
+    try:
+        with device.lock:
+            return put_target_right(device)
+    except Locked:  # who works on the device looks by itself
+        return ""
+
+
 def _start_services(device: Device) -> list[str]:
     """Where there is no systemd, nobody else starts the services at boot; what runs is left alone. What failed."""
     from otaflow.platform.supervised import SupervisedServices
@@ -262,10 +279,12 @@ def _recover(device: Device, *, verify: bool, view: bool) -> str:
     """Recover without Prefect; returns what a person should know beside the state."""
     from otaflow.errors import Restarting
     from otaflow.recovery import recover as recover_device
+    from otaflow.trial import has_fallen_back
 
     with working(device, prefect=False, view=view) as (ucm, _):
         try:
-            recover_device(ucm, verifies=verify)
+            # Where the boot loader gave the new system up, there is nothing to wait for.
+            recover_device(ucm, verifies=verify or has_fallen_back(device))
         except HealthCheckFailed as error:
             return f"rolled back: {error}"
         except Restarting:

@@ -1,0 +1,107 @@
+"""The trial of a new system over its boots: which of them failed, which a power cut ended, what the boot loader counts.
+
+A hang, a crash of the kernel, the trial's deadline and a verification whose process died are the new system's fault. A
+power cut is not: its start is given back to the boot loader's count.
+"""
+
+import logging
+from dataclasses import dataclass, field
+
+from otaflow import history
+from otaflow.errors import OtaflowError
+from otaflow.platform.boots import Ending
+from otaflow.platform.device import Device
+from otaflow.platform.labels import read_label
+from otaflow.ucm.states import State
+
+log = logging.getLogger("otaflow.ucm")
+
+
+@dataclass
+class Trial:
+    """What is noted in the journal. `boot`: the boots before it are judged; `begun`: a verification was, in this one.
+
+    `failed` and `cuts` are how many boots failed, and were ended by a power cut; `ends` are those endings that count.
+    """
+
+    boot: int
+    begun: bool = False
+    failed: int = 0
+    cuts: int = 0
+    ends: list[str] = field(default_factory=list)
+
+
+def judge_boots(device: Device) -> Trial:
+    """How the trial stands, with the boots that have ended since it was last noted. Changes nothing."""
+    session, now = device.journal.session, device.boots.count()
+    noted = session.notes.get("trial")
+    trial = Trial(**noted) if noted else Trial(boot=session.boots_at(State.VERIFYING, origin=State.ACTIVATING))
+    ended = device.boots.endings(trial.boot)
+    trial.failed += sum(ending.failed for ending in ended)
+    trial.cuts += sum(ending is Ending.POWER_CUT for ending in ended)
+    trial.ends = [*trial.ends, *(str(ending) for ending in ended if ending.failed)][-8:]
+    if trial.boot != now:
+        trial.boot, trial.begun = now, False
+    return trial
+
+
+def settle_boot(device: Device) -> None:
+    """Once in each boot of a slot on trial: systemd's units are told, a try that a power cut has cost is given back.
+
+    A device whose power is cut again and again gets `health.power_cuts` back; then the boot loader's count ends it.
+    """
+    boot, journal = device.boot, device.journal
+    if journal.state is not State.VERIFYING or boot.tries_left() is None or boot.running() != boot.target():
+        return
+    device.marks.note_trial()
+    trial, noted = judge_boots(device), journal.session.notes.get("trial", {})
+    if trial.boot == noted.get("boot"):
+        return
+    journal.note(trial=vars(trial))
+    flipped = journal.session.boots_at(State.VERIFYING, origin=State.ACTIVATING)
+    last = device.boots.endings(trial.boot - 1)
+    if last == [Ending.POWER_CUT] and trial.boot - 1 > flipped and trial.cuts < device.config.health.power_cuts:
+        log.warning("the power was cut while slot %s was on trial: that start does not count", boot.target())
+        boot.give_try_back()
+
+
+def has_fallen_back(device: Device) -> bool:
+    """Whether the boot loader gave the system on trial up, and started the other one."""
+    return device.journal.state is State.VERIFYING and _runs_another_slot(device) and _was_started(device)
+
+
+def _was_started(device: Device) -> bool:
+    return device.boots.count() > device.journal.session.boots_at(State.VERIFYING, origin=State.ACTIVATING)
+
+
+def _runs_another_slot(device: Device) -> bool:
+    return device.boot.running() != device.boot.target()
+
+
+def put_target_right(device: Device) -> str:
+    """In Idle: another slot runs than the boot target, which did not start. What runs is the target from now on.
+
+    An alarm in the history says so, which is returned; "" where nothing is the matter. The caller holds the lock.
+    """
+    if device.journal.state is not State.IDLE or not _runs_another_slot(device):
+        return ""
+    running, target = device.boot.running(), device.boot.target()
+    system = device.running_system()
+    try:
+        other = read_label(device.slots.path(target))
+        what = f"slot {target} ({other.name} {other.version})"
+    except OtaflowError:
+        what = f"slot {target}, in which there is no system any more,"
+    why = f"{what} was to start, and did not: slot {running} runs, and starts next from now on"
+    log.error("%s", why)
+    device.history.add(
+        key=f"boot.{device.boots.boot_id}",
+        name=system.name,
+        version=system.version,
+        action="Boot",
+        resolution=history.FAILED,
+        error="SlotDidNotStart",
+        why=why,
+    )
+    device.boot.set_target(running, system.generation)
+    return why
