@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 
 from otaflow.config import Config
 from otaflow.history import History
@@ -14,6 +15,7 @@ from otaflow.journal import Journal
 from otaflow.platform.applications import Applications
 from otaflow.platform.backups import Backups
 from otaflow.platform.boots import Boots
+from otaflow.platform.flight_recorder import FlightRecorder
 from otaflow.platform.labels import Label, read_label
 from otaflow.platform.lock import DeviceLock
 from otaflow.platform.marks import Marks
@@ -34,6 +36,7 @@ class Device:
         self.nvm = config.path(config.nvm.path)
         self.dumps = config.path(config.dumps.path)
         self.logs = self.nvm / PROGRAM_LOG
+        self.recorder = FlightRecorder(self.logs)
         self.backups = Backups(config.path(config.backups.path))
         self.history = History(self.nvm / "history")
         self.lock = DeviceLock(self.nvm / "lock")
@@ -65,17 +68,30 @@ class Device:
 
         return TreeSlots(self.config.path(self.config.slots.path), self.config.slots.names, self.trees)
 
+    @property
+    def boot_file(self) -> Path:
+        """The file that says where the boot target is."""
+        boot = self.config.boot
+        files = {"index-file": boot.index, "grub": boot.grubenv, "u-boot": boot.fw_env_config}
+        return self.config.path(files[boot.kind])
+
     @cached_property
     def boot(self) -> BootTarget:
         """The boot target."""
+        settings = self.config.boot
+        file = self.boot_file
+        slots = {name: self.slots.path(name) for name in self.slots.names}
+        if settings.kind == "grub":
+            from otaflow.platform.grub import GrubBoot
+
+            return GrubBoot(file, slots=slots, restart=settings.restart, tries=settings.tries)
         from otaflow.platform.index_file import IndexFile
 
-        boot = self.config.boot
         return IndexFile(
-            self.config.path(boot.index),
+            file,
             self.nvm / "running.json",
-            restart=boot.restart,
-            slots={name: self.slots.path(name) for name in self.slots.names},
+            restart=settings.restart,
+            slots=slots,
             boots=self.boots,
         )
 

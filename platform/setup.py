@@ -23,6 +23,8 @@ def init_device(device: Device, *, system: Path | None, name: str, version: str,
                 f"cannot make a device in {device.root}: slot {slot} is there already",
                 hint="name another folder, or remove this one if its content may go",
             )
+    if device.config.boot.kind != "index-file":
+        device.boot.promise()  # a boot loader's environment is there before, or nothing is made
     device.slots.path(first).parent.mkdir(parents=True, exist_ok=True)
     for folder in (device.nvm, device.logs, device.cache, device.backups.folder):
         # The configuration's secrets are in the backups, and what programs say is in the logs.

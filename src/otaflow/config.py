@@ -43,12 +43,22 @@ class Boot(Section):
     """`[boot]`: how the slot that starts next is chosen, and how the restart is done.
 
     `restart` is a command (`["systemctl", "reboot"]`), or `"switch"` on a device whose slot is not its root file
-    system: there the applications follow the index file and no machine restarts.
+    system: there the applications follow the index file and no machine restarts. `tries` is how often a new system is
+    started before the boot loader falls back; one digit, since GRUB cannot calculate.
     """
 
-    kind: Literal["index-file"] = "index-file"
+    kind: Literal["index-file", "grub", "u-boot"] = "index-file"
+    tries: int = Field(default=3, ge=1, le=9)
     index: Path = Path("index.json")
-    restart: Literal["switch"] | list[str] = "switch"
+    grubenv: Path = Path("/boot/grub/grubenv")
+    fw_env_config: Path = Path("/etc/fw_env.config")
+    restart: Literal["switch"] | Annotated[list[str], Field(min_length=1)] = "switch"
+
+    @model_validator(mode="after")
+    def _a_boot_loader_works_at_restarts(self) -> "Boot":
+        if self.kind != "index-file" and self.restart == "switch":
+            raise ValueError('a boot loader starts slots at a restart: set restart, as ["systemctl", "reboot"]')
+        return self
 
 
 class Main(Section):

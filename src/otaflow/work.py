@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("otaflow")
 
+LOG_BYTES = 4 * 1024 * 1024
+"""A processing log of this size takes no more output of programs."""
+
 
 def load_device(config: Path | None, source: str | None = None) -> Device:
     """The device of the configuration; `source` takes the place of `update.use`. Raises ConfigError."""
@@ -41,7 +44,7 @@ def load_device(config: Path | None, source: str | None = None) -> Device:
         values.source(source)
         values = values.model_copy(update={"update": values.update.model_copy(update={"use": source})})
     device = Device(values)
-    if not device.nvm.is_dir() or not values.path(values.boot.index).exists():
+    if not device.nvm.is_dir() or (values.boot.kind == "index-file" and not device.boot_file.exists()):
         raise ConfigError(
             f"cannot use the device in {device.root}: it is not there",
             hint="`otaflow device init` makes a device from its configuration",
@@ -214,6 +217,8 @@ class ProcessingLog:
         from otaflow.journal import now
 
         with (self.device.logs / f"{session}.log").open("a") as file:
+            if event.kind == "output" and file.tell() > LOG_BYTES:  # what a program says has an end, states have none
+                return
             file.write(f"{now()} {event.kind:7} {event.name} {facts}".rstrip() + "\n")
 
 

@@ -52,8 +52,11 @@ def init(
         path.write_text(SAMPLE.format(name="device-1", model="generic", root="device", kind="directories"))
     device = Device(configurations.load(config))
     init_device(device, system=system, name=name, version=version, configuration=configuration)
-    made = {"root": str(device.root), "slots": device.config.slots.kind, "active_slot": device.boot.running()}
+    # not which one runs: a system is installed from another one
+    made = {"root": str(device.root), "slots": device.config.slots.kind, "active_slot": device.boot.target()}
+    made |= {"boot": device.config.boot.kind, "boot_target": str(device.boot_file)}
     if json:
         print_json(made | {"system_version": version})
     else:
         print(f"{device.root}: {name} {version} in slot {made['active_slot']}, {made['slots']}")
+        print(f"boot target: slot {made['active_slot']}, {made['boot']} ({made['boot_target']})")

@@ -1,0 +1,133 @@
+"""The boot target in GRUB's environment, which deployments/grub/grub.cfg reads and counts down.
+
+otaflow_target, otaflow_fallback and otaflow_promise; otaflow_tries, one digit, while the target is on trial. GRUB
+writes that digit in place, in the blocks of the file that it has loaded; we replace the whole file by rename, so that
+a power cut leaves the former environment or the new one (`grub-editenv set` rewrites in place and could leave none).
+The file is on a small ext4 of its own, as GRUB cannot write to btrfs.
+"""
+
+import errno
+import fcntl
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from otaflow.errors import OtaflowError
+from otaflow.files import write_atomic
+from otaflow.platform import grubenv
+from otaflow.platform.running import (
+    Detect,
+    check_target,
+    detect_slot,
+    find_mounted_slot,
+    other_slot,
+    restart_machine,
+)
+
+TARGET, FALLBACK = "otaflow_target", "otaflow_fallback"
+PROMISE, TRIES = "otaflow_promise", "otaflow_tries"
+EXT4_IOC_CHECKPOINT = 0x4004662B  # _IOW('f', 43, __u32), since Linux 5.14
+# another file system, or ext4 without a journal; not root, as in a test
+NO_JOURNAL = {errno.ENODEV, errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
+
+
+class GrubBoot:
+    """The BootTarget protocol (protocols.py) on the environment file `path`; `tries`: 1 to 9."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        slots: Mapping[str, Path],
+        restart: Sequence[str],
+        tries: int = 3,
+        detect: Detect = find_mounted_slot,
+    ) -> None:
+        self._path = path
+        self._slots = slots
+        self._restart = restart
+        self._tries = tries
+        self.running = partial(detect_slot, slots, detect)
+
+    def target(self) -> str:
+        target = self._read().get(TARGET, "")
+        if target not in self._slots:
+            raise OtaflowError(
+                f"cannot tell which slot starts next: {TARGET} in {self._path} is {target!r}",
+                hint=f"`grub-editenv {self._path} set {TARGET}=SLOT`, with the slot that runs",
+            )
+        return target
+
+    def promise(self) -> str:
+        return self._read().get(PROMISE, "")
+
+    def set_target(self, slot: str, promise: str, *, trial: bool = False) -> None:
+        check_target(self._slots, slot, promise)
+        tries = {TRIES: str(self._tries) if trial else None}
+        self._change({**tries, TARGET: slot, FALLBACK: other_slot(self._slots, slot), PROMISE: promise})
+
+    def tries_left(self) -> int | None:
+        tries = self._read().get(TRIES)
+        if tries is None:
+            return None
+        return int(tries) if tries in "0123456789" else 0  # what GRUB makes of it
+
+    def confirm(self) -> None:
+        if self.tries_left() is not None:
+            self._change({TRIES: None})
+
+    def give_try_back(self) -> None:
+        left = self.tries_left()
+        if left is not None and left < self._tries:
+            self._change({TRIES: str(left + 1)})
+
+    def restart(self) -> bool:
+        return restart_machine(self._restart)
+
+    def _read(self) -> dict[str, str]:
+        return self._load()[1]
+
+    def _load(self) -> tuple[bytes, dict[str, str]]:
+        """The file and its variables. It is never made anew: where it is missing, its file system is not mounted."""
+        try:
+            block = self._path.read_bytes()
+            return block, grubenv.read_block(block)
+        except FileNotFoundError as error:
+            raise OtaflowError(
+                f"cannot read GRUB's environment {self._path}: there is none",
+                hint=f"is its file system mounted? On a new device `grub-editenv {self._path} create` makes one",
+            ) from error
+        except grubenv.BadBlock as error:
+            raise OtaflowError(
+                f"cannot use GRUB's environment {self._path}: {error}",
+                hint=f"it was damaged from outside: `grub-editenv {self._path} create`, and then "
+                f"`grub-editenv {self._path} set {TARGET}=SLOT`, with the slot that runs",
+            ) from error
+
+    def _change(self, changes: Mapping[str, str | None]) -> None:
+        block = self._load()[0]
+        try:
+            changed = grubenv.change_block(block, changes)
+        except grubenv.BadBlock as error:
+            raise OtaflowError(
+                f"cannot change GRUB's environment {self._path}: {error}",
+                hint="variables of others fill it: `grub-editenv FILE list` shows them, `unset` removes one",
+            ) from error
+        write_atomic(self._path, changed)
+        _show_to_grub(self._path.parent)
+
+
+def _show_to_grub(folder: Path) -> None:
+    """Have ext4 write what is in its journal to its place: GRUB reads the file system without the journal.
+
+    Without it, GRUB could start from the former environment after a power cut, although the rename is durable.
+    """
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.ioctl(fd, EXT4_IOC_CHECKPOINT, bytes(4))
+    except OSError as error:
+        if error.errno not in NO_JOURNAL:
+            raise
+    finally:
+        os.close(fd)
