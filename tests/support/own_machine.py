@@ -1,0 +1,103 @@
+"""A function run as on a machine of its own: its mounts and processes are its own and go with it, as at a power cut.
+
+The kernel gives it a boot id of its own; a device under test is mounted at the same place on every machine.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+NEW_MOUNTS, NEW_PROCESSES = 0x00020000, 0x20000000
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class MachineFailed(Exception):
+    """The function did not return; the text is what it raised."""
+
+
+def run_machine(image: str | Path, top: Path, work: Callable[[], Any], *, options: str = "", log: Path) -> Any:
+    """Mount `image` (a file or a block device) at `top`, and return what `work` returns there (plain data).
+
+    Its output goes to `log`. Raises MachineFailed, with `unmountable: …` where the image cannot be mounted.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        _be_machine(image, top, work, options, log, writer)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        answer = pipe.read()
+    os.waitpid(child, 0)
+    if not answer:
+        raise MachineFailed(f"it died: {log.read_text()[-2000:]}")
+    value = json.loads(answer)
+    if "failed" in value:
+        raise MachineFailed(value["failed"])
+    return value["returned"]
+
+
+def _be_machine(image: str | Path, top: Path, work: Callable[[], Any], options: str, log: Path, writer: int) -> None:
+    """Never returns. The first process of the new name space only waits: when it ends, all others are killed."""
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for number, fd in enumerate((os.open(os.devnull, os.O_RDONLY), output, output)):
+        os.dup2(fd, number)
+    _unshare()
+    first = os.fork()
+    if first:
+        os.close(writer)
+        os.waitpid(first, 0)
+        os._exit(0)
+    worker = os.fork()
+    if worker == 0:
+        _work(image, top, work, options, log, writer)
+    os.close(writer)
+    while True:
+        with contextlib.suppress(ChildProcessError):
+            if os.wait()[0] != worker:
+                continue
+        os._exit(0)
+
+
+def _unshare() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(NEW_MOUNTS | NEW_PROCESSES):
+        raise OSError(ctypes.get_errno(), "cannot unshare")
+
+
+def _work(image: str | Path, top: Path, work: Callable[[], Any], options: str, log: Path, writer: int) -> None:
+    try:
+        answer = {"returned": _start(image, top, options, log) or work()}
+    except MachineFailed as error:
+        answer = {"failed": str(error)}
+    except BaseException:
+        answer = {"failed": traceback.format_exc()}
+    os.write(1, b"\n")
+    sys.stdout.flush()
+    with os.fdopen(writer, "w") as pipe:
+        json.dump(answer, pipe, default=str)
+    os._exit(0)
+
+
+def _start(image: str | Path, top: Path, options: str, log: Path) -> None:
+    _run("mount", "--make-rprivate", "/")
+    _run("mount", "-t", "proc", "proc", "/proc")
+    boot_id = log.with_suffix(".boot")
+    boot_id.write_text(f"{uuid4()}\n")
+    _run("mount", "--bind", str(boot_id), str(BOOT_ID))
+    chosen = ["noatime", *([options] if options else []), *(["loop"] if Path(image).is_file() else [])]
+    done = subprocess.run(["mount", "-o", ",".join(chosen), image, top], check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise MachineFailed(f"unmountable: {done.stderr.strip()[:200]}")
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True)
