@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 from app_machine import LightInside, NotesInside, SystemInside
-from app_world import ADD_AUTHOR, FAIL_HALF_WAY
+from app_world import FAIL_HALF_WAY
+from update_world import differences
 
 from otaflow.action import Action
 from otaflow.platform.labels import read_label
@@ -22,12 +23,6 @@ from otaflow.platform.labels import read_label
 ALLOWED = {"1.0.0 on schema 1", "1.1.0 on schema 2"}
 FLAPS = "sleep 0.03; exit 1"
 Picture = dict[str, Any]
-
-
-def differences(one: Picture, other: Picture) -> Picture:
-    return {
-        name: (one.get(name), other.get(name)) for name in one.keys() | other.keys() if one.get(name) != other.get(name)
-    }
 
 
 @pytest.fixture
@@ -105,14 +100,10 @@ def test_the_life_of_an_application(notes: NotesInside, kind: str) -> None:
 # --- the power is cut -------------------------------------------------------------------------------------------------
 
 
-def update(world: LightInside, **more: Any) -> Action:
-    return world.action("1.1.0", world.build_light("1.1.0", before="1.0.0", **{"sql": ADD_AUTHOR, **more}))
-
-
 STORIES: dict[str, Callable[[LightInside], Action]] = {
     "update": update,
-    "failing migration": lambda world: update(world, sql=FAIL_HALF_WAY),
-    "flapping service": lambda world: update(world, last=FLAPS),
+    "failing migration": lambda world: world.update_light(sql=FAIL_HALF_WAY),
+    "flapping service": lambda world: world.update_light(last=FLAPS),
     "remove": lambda world: Action("remove", "notes", "1.0.0"),
 }
 UNDONE = [
@@ -191,7 +182,7 @@ def system(place: tuple[Path, str]) -> Iterator[SystemInside]:
 
 
 def test_the_new_program_starts_in_the_new_system_on_migrated_data(system: SystemInside) -> None:
-    system.install_and_reboot(system.build_system(), update(system))
+    system.install_and_reboot(system.build_system(), system.update_light())
     check_boot(system)
     assert system.device().running_system().version == "1.1.0"
     assert system.starts() == ["1.0.0 on schema 1", "1.1.0 on schema 2"]
@@ -202,7 +193,7 @@ def test_the_new_program_starts_in_the_new_system_on_migrated_data(system: Syste
 
 def test_a_sick_one_takes_the_system_back(system: SystemInside) -> None:
     before = system.picture()
-    system.install_and_reboot(system.build_system(), update(system, last=FLAPS), times=2)
+    system.install_and_reboot(system.build_system(), system.update_light(last=FLAPS), times=2)
     check_boot(system)
     assert system.device().running_system().version == "1.0.0"
     assert system.starts()[0] == system.starts()[-1] == "1.0.0 on schema 1"
@@ -213,7 +204,7 @@ def test_a_sick_one_takes_the_system_back(system: SystemInside) -> None:
 
 def test_an_older_slot_knows_the_applications_of_today(system: SystemInside) -> None:
     """Gone back to, it has the unit files of its own time, and holds what was updated long ago."""
-    system.install_and_reboot(system.build_system(), update(system))
+    system.install_and_reboot(system.build_system(), system.update_light())
     device, present = system.device(), system.slot()
     former = device.spare()
     device.boot.set_target(former, read_label(device.slots.path(former)).generation)

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 from app_world import ADD_AUTHOR, SYSTEM, AppWorld, LightWorld, build_system
+from update_world import differences
 
 from otaflow.action import Action
 from otaflow.actions import find_removal
@@ -38,17 +39,6 @@ from otaflow.recovery import recover
 
 
 @pytest.fixture
-def light(tmp_path: Path) -> Iterator[LightWorld]:
-    """A device with the light application at 1.0.0, which runs."""
-    world = LightWorld(tmp_path / "w")
-    try:
-        world.install_light()
-        yield world
-    finally:
-        world.close()
-
-
-@pytest.fixture
 def service(tmp_path: Path) -> Iterator[AppWorld]:
     """A device with the web service at 1.0.0, which answers."""
     world = AppWorld(tmp_path / "w")
@@ -57,12 +47,6 @@ def service(tmp_path: Path) -> Iterator[AppWorld]:
         yield world
     finally:
         world.close()
-
-
-def differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: (one.get(name), other.get(name)) for name in one.keys() | other.keys() if one.get(name) != other.get(name)
-    }
 
 
 # --- the web service --------------------------------------------------------------------------------------------------
@@ -127,12 +111,8 @@ def test_the_new_version_writes_and_what_it_wrote_goes_when_it_is_rolled_back(se
 # --- all or none ------------------------------------------------------------------------------------------------------
 
 
-def light_update(world: LightWorld, **more: Any) -> Action:
-    return world.action("1.1.0", world.build_light("1.1.0", before="1.0.0", **{"sql": ADD_AUTHOR, **more}))
-
-
 def test_a_system_and_applications_go_together(light: LightWorld) -> None:
-    system, update = build_system(light), light_update(light)
+    system, update = build_system(light), light.update_light()
     other = light.action("1.0.0", light.build_light("1.0.0", units=False, name="other"), "install")
     light.install(system, update, Action("install", "other", "1.0.0", 1, package=other.package))
     device = light.device()
@@ -152,7 +132,7 @@ def test_one_that_is_sick_takes_all_of_them_back(light: LightWorld, sick: str) -
     before = light.picture()
     broken = {"health": [{"name": "well", "command": ["sh", "-c", "echo unwell; exit 1"], "tries": 1}]}
     system = build_system(light, **(broken if sick == "system" else {}))
-    update = light_update(light, **(broken if sick == "application" else {}))
+    update = light.update_light(**(broken if sick == "application" else {}))
     with pytest.raises(HealthCheckFailed, match="unwell"):
         light.install(update, system)
     assert differences(before, light.picture()) == {}
@@ -161,7 +141,7 @@ def test_one_that_is_sick_takes_all_of_them_back(light: LightWorld, sick: str) -
 
 def test_what_changes_is_reported(light: LightWorld) -> None:
     with light.ucm() as ucm:
-        ucm.process(light_update(light))
+        ucm.process(light.update_light())
         ucm.process(build_system(light))
         changes = {one["name"]: (one["version"], one["state"]) for one in report_changes(ucm.device)}
         assert changes == {"notes": ("1.1.0", "kUpdating"), SYSTEM: ("1.1.0", "kUpdating")}
@@ -243,7 +223,7 @@ def test_removing_what_is_not_there_is_refused(light: LightWorld) -> None:
 
 def test_two_packages_of_one_application_do_not_go_together(light: LightWorld) -> None:
     with light.ucm() as ucm:
-        ucm.process(light_update(light))
+        ucm.process(light.update_light())
         with pytest.raises(OperationNotPermitted, match="another package of notes"):
             ucm.process(light.action("1.2.0", light.build_light("1.2.0", before="1.1.0")))
         ucm.revert()
@@ -261,7 +241,7 @@ def test_two_packages_of_one_application_do_not_go_together(light: LightWorld) -
 def test_dependencies_over_all_clusters_are_checked_at_the_activation(
     light: LightWorld, more: dict[str, Any], words: str
 ) -> None:
-    refuse(light, light_update(light, **more), MissingDependencies, words)
+    refuse(light, light.update_light(**more), MissingDependencies, words)
     assert light.wait_for_starts(1) == ["1.0.0 on schema 1"]
 
 
@@ -281,7 +261,7 @@ def test_a_system_that_an_application_needs_is_not_gone_back_from(light: LightWo
 
 def test_without_the_former_files_there_is_nothing_to_roll_back(light: LightWorld) -> None:
     with light.ucm() as ucm:
-        ucm.process(light_update(light))
+        ucm.process(light.update_light())
         ucm.activate()
         ucm.verify()
         (kept,) = light.device().applications.leavings()
@@ -299,7 +279,7 @@ def test_without_the_former_files_there_is_nothing_to_roll_back(light: LightWorl
 def test_an_application_with_a_damaged_label_can_be_removed(light: LightWorld) -> None:
     (light.tree / ".otaflow-application.json").write_text("{")
     with pytest.raises(OtaflowError, match=r"its label .* is missing or damaged"):
-        light.install(light_update(light))
+        light.install(light.update_light())
     with light.ucm() as ucm:
         ucm.install(find_removal(ucm.device, "notes"))
     assert light.picture()["?programs"] == []
@@ -337,12 +317,12 @@ def test_a_migration_that_hangs_is_ended(light: LightWorld) -> None:
     )
     database = {"kind": "sqlite", "path": "notes.db"}
     migrations = [{"database": database, "sql": ["migrations/up.sql"], "timeout_seconds": 1}]
-    refuse(light, light_update(light, sql=forever, migrations=migrations), HealthCheckFailed, "1 s")
+    refuse(light, light.update_light(sql=forever, migrations=migrations), HealthCheckFailed, "1 s")
 
 
 def test_a_service_that_flaps_has_failed(light: LightWorld) -> None:
     before = light.picture()
-    update = light_update(light, last='case "$1" in *) sleep 0.02; echo "no luck" >&2; exit 0;; esac')
+    update = light.update_light(last='case "$1" in *) sleep 0.02; echo "no luck" >&2; exit 0;; esac')
     with pytest.raises(HealthCheckFailed, match=r"notes\.service"):
         light.install(update)
     assert differences(before, light.picture()) == {}
@@ -356,7 +336,7 @@ def test_what_ignores_sigterm_is_killed(light: LightWorld) -> None:
     light.config.write_text(config)
     pid = start_orphan(stubborn)
     try:
-        light.install(light_update(light))
+        light.install(light.update_light())
         assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
         assert light.device().applications.versions() == {"notes": "1.1.0"}
     finally:
@@ -380,7 +360,7 @@ def test_a_stranger_who_writes_to_the_data_is_named_and_left_alone(light: LightW
     assert stranger.stdout.readline() == "open\n"
     try:
         with pytest.raises(HealthCheckFailed, match="no program of the application's"):
-            light.install(light_update(light))
+            light.install(light.update_light())
     finally:
         stranger.stdin.close()
         stranger.wait()
@@ -392,7 +372,7 @@ def test_a_dump_is_never_made_after_the_schema_moved(light: LightWorld, fault_po
     before = light.rows()
     fault_points("migrate.acted", "raise")
     with light.ucm() as ucm:
-        ucm.process(light_update(light), unattended=True)
+        ucm.process(light.update_light(), unattended=True)
         ucm.activate()
         ucm.journal.phase = "verify"
         from otaflow.flows.verify import change_data
@@ -412,7 +392,7 @@ def test_a_dump_is_never_made_after_the_schema_moved(light: LightWorld, fault_po
 def test_data_is_not_brought_back_under_a_new_program_that_still_runs(light: LightWorld) -> None:
     """It would migrate it forward again."""
     with light.ucm() as ucm:
-        ucm.process(light_update(light))
+        ucm.process(light.update_light())
         ucm.activate()
         ucm.verify()
         pid = start_orphan(light.tree / "bin/notes", light.data)
@@ -438,7 +418,7 @@ def configure_closing(world: LightWorld, seconds: float) -> None:
 
 def test_an_application_that_acknowledges_is_not_waited_for(light: LightWorld) -> None:
     configure_closing(light, 3600)
-    with activating(light, light_update(light)) as nvm:
+    with activating(light, light.update_light()) as nvm:
         inbox = Inbox(nvm / "policy/inbox")
         message = wait_for_request(light)
         text = next(one for one in inbox.read() if one.id == message)
@@ -449,7 +429,7 @@ def test_an_application_that_acknowledges_is_not_waited_for(light: LightWorld) -
 
 def test_closing_can_be_put_off_within_bounds(light: LightWorld) -> None:
     configure_closing(light, 3600)
-    with activating(light, light_update(light)) as nvm:
+    with activating(light, light.update_light()) as nvm:
         message = wait_for_request(light)
         closing, session = Closing(nvm), session_of(light)
         assert [closing.defer("notes", session, 600).seconds for _ in range(3)] == [4200, 4800, 5400]
@@ -462,7 +442,7 @@ def test_closing_can_be_put_off_within_bounds(light: LightWorld) -> None:
 
 def test_a_priority_update_is_not_put_off(light: LightWorld) -> None:
     configure_closing(light, 3600)
-    with activating(light, light_update(light, priority=True)) as nvm:
+    with activating(light, light.update_light(priority=True)) as nvm:
         message = wait_for_request(light)
         with pytest.raises(OperationNotPermitted, match="priority"):
             Closing(nvm).defer("notes", session_of(light), 600)
@@ -504,7 +484,7 @@ def session_of(world: LightWorld) -> str:
 def test_a_restart_while_it_waits_is_recovered(light: LightWorld) -> None:
     before = light.picture()
     with light.ucm() as ucm:
-        ucm.process(light_update(light), unattended=True)
+        ucm.process(light.update_light(), unattended=True)
         ucm.fire("<Activate")
     light.cut_power()
     with light.ucm() as ucm:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from app_world import ADD_AUTHOR, FAIL_HALF_WAY, LightWorld
+from app_world import FAIL_HALF_WAY, LightWorld
 
 from otaflow.errors import HealthCheckFailed, OtaflowError
 from otaflow.platform.btrfs import is_subvolume
@@ -24,10 +24,6 @@ def light(btrfs_tmp: Path) -> Iterator[LightWorld]:
         world.close()
 
 
-def update(world: LightWorld, **more: Any) -> Any:
-    return world.action("1.1.0", world.build_light("1.1.0", before="1.0.0", **{"sql": ADD_AUTHOR, **more}))
-
-
 def test_an_update_is_a_snapshot_and_owners_and_capabilities_stay(light: LightWorld) -> None:
     program = light.tree / "bin/notes"
     os.chown(program, 12, 34)
@@ -35,7 +31,7 @@ def test_an_update_is_a_snapshot_and_owners_and_capabilities_stay(light: LightWo
     os.setxattr(program, "security.capability", bytes.fromhex("0100000200040000000000000000000000000000"))
     capability = os.getxattr(program, "security.capability")
     (light.tree / "big").write_bytes(b"x" * 5_000_000)
-    light.install(update(light))
+    light.install(light.update_light())
     assert is_subvolume(light.tree)
     status = program.stat()
     assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (12, 34, 0o4755)
@@ -51,7 +47,7 @@ def test_an_update_is_a_snapshot_and_owners_and_capabilities_stay(light: LightWo
 def test_what_fails_leaves_everything_as_it_was(light: LightWorld, more: dict[str, str]) -> None:
     before = light.picture()
     with pytest.raises(HealthCheckFailed):
-        light.install(update(light, **more))
+        light.install(light.update_light(**more))
     assert light.picture() == before
     assert is_subvolume(light.tree)
 
@@ -63,7 +59,7 @@ def test_what_fails_leaves_everything_as_it_was(light: LightWorld, more: dict[st
 @pytest.mark.parametrize("how", ["kill", "power"])
 def test_a_kill_leaves_all_or_nothing(light: LightWorld, point: str, how: str, zygote: Any) -> None:
     before = light.picture()
-    assert zygote.run(light, "install", fault=f"{point}:kill", action=update(light)) == -9
+    assert zygote.run(light, "install", fault=f"{point}:kill", action=light.update_light()) == -9
     if how == "power":
         light.cut_power()
     assert zygote.run(light, "recover") == 0

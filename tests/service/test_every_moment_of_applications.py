@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from app_world import ADD_AUTHOR, FAIL_HALF_WAY, LightWorld, build_system
+from app_world import FAIL_HALF_WAY, LightWorld, build_system
+from update_world import differences
 
 from otaflow import fault
 from otaflow.action import Action
@@ -27,16 +28,14 @@ OF_THE_SYSTEM: dict[str, Any] = {
     "services": {"restart": ["notes.service"]},
 }
 STORIES: dict[str, Callable[[LightWorld], list[Action]]] = {
-    "update": lambda world: [world.action("1.1.0", world.build_light("1.1.0", before="1.0.0", sql=ADD_AUTHOR))],
+    "update": lambda world: [world.update_light()],
     "failing migration": lambda world: [
         world.action("1.1.0", world.build_light("1.1.0", before="1.0.0", sql=FAIL_HALF_WAY))
     ],
-    "sick application": lambda world: [
-        world.action("1.1.0", world.build_light("1.1.0", before="1.0.0", sql=ADD_AUTHOR, **SICK))
-    ],
+    "sick application": lambda world: [world.update_light(**SICK)],
     "system and application": lambda world: [
         build_system(world, files={"up.sql": "INSERT INTO notes (text) VALUES ('of the system');"}, **OF_THE_SYSTEM),
-        world.action("1.1.0", world.build_light("1.1.0", before="1.0.0", sql=ADD_AUTHOR)),
+        world.update_light(),
     ],
     "remove": lambda world: [world.action("1.0.0", Path(), "remove")],
 }
@@ -128,12 +127,6 @@ def is_decided(story: str, point: str, how: str) -> bool:
     if how == "power" and decisive == "flip_slot.done":
         decisive = "flip_slot.acted"
     return recorded()[story].index(point) >= recorded()[story].index(decisive)
-
-
-def differences(one: Picture, other: Picture) -> Picture:
-    return {
-        name: (one.get(name), other.get(name)) for name in one.keys() | other.keys() if one.get(name) != other.get(name)
-    }
 
 
 def outcome(world: LightWorld) -> Picture:

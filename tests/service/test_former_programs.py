@@ -5,9 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from app_world import ADD_AUTHOR, FAIL_HALF_WAY, LightWorld, build_system
@@ -22,21 +20,6 @@ DATABASE = {"kind": "sqlite", "path": "notes.db", "application": "notes"}
 SICK = {"health": [{"name": "well", "command": ["sh", "-c", "exit 1"], "tries": 1}]}
 
 
-@pytest.fixture
-def light(tmp_path: Path) -> Iterator[LightWorld]:
-    """A device with the light application at 1.0.0, which runs."""
-    world = LightWorld(tmp_path / "w")
-    try:
-        world.install_light()
-        yield world
-    finally:
-        world.close()
-
-
-def update(world: LightWorld, **more: Any) -> Action:
-    return world.action("1.1.0", world.build_light("1.1.0", before="1.0.0", **{"sql": ADD_AUTHOR, **more}))
-
-
 def is_up(world: LightWorld, service: str = "notes.service") -> bool:
     return world.device().services.state(service).active
 
@@ -46,7 +29,7 @@ def test_an_application_that_closed_itself_as_asked_is_started_again(light: Ligh
     thread = threading.Thread(target=close_when_asked, args=(light,))
     thread.start()
     with pytest.raises(HealthCheckFailed):
-        light.install(update(light, sql=FAIL_HALF_WAY))
+        light.install(light.update_light(sql=FAIL_HALF_WAY))
     thread.join()
     assert light.device().applications.versions() == {"notes": "1.0.0"}
     assert is_up(light)
@@ -91,7 +74,7 @@ def test_a_version_that_damages_its_label_is_rolled_back(light: LightWorld) -> N
     before = light.picture()
     spoil = 'rm "$OTAFLOW_APPLICATION/.otaflow-application.json"; exit 1'
     with pytest.raises(HealthCheckFailed):
-        light.install(update(light, health=[{"name": "well", "command": ["sh", "-c", spoil], "tries": 1}]))
+        light.install(light.update_light(health=[{"name": "well", "command": ["sh", "-c", spoil], "tries": 1}]))
     assert light.picture() == before
 
 
@@ -101,7 +84,7 @@ def test_one_service_that_does_not_start_again_keeps_no_other_one_down(light: Li
     radio = light.build_light("1.1.0", before="1.0.0", name="radio", unit="radio.service", **SICK)
     (light.root / "applications/radio/bin/notes").write_text("#!/bin/sh\nexit 1\n")
     with light.ucm() as ucm:
-        ucm.process(update(light))
+        ucm.process(light.update_light())
         ucm.process(Action("update", "radio", "1.1.0", 2, package=str(radio)))
         ucm.activate()
         with contextlib.suppress(OtaflowError):
@@ -128,14 +111,14 @@ def test_a_reload_that_fails_is_made_up_for_by_a_restart(light: LightWorld) -> N
 def test_a_unit_that_is_not_named_is_refused(light: LightWorld) -> None:
     before = light.picture()
     with pytest.raises(InvalidManifest, match=r"does not name notes\.service"):
-        light.install(update(light, services={}, health=[]))
+        light.install(light.update_light(services={}, health=[]))
     assert light.picture() == before
 
 
 def test_a_request_to_close_is_over_with_its_session(light: LightWorld) -> None:
     light.config.write_text(light.config.read_text().replace("close_seconds = 0", "close_seconds = 600"))
     with light.ucm() as ucm:
-        ucm.process(update(light), unattended=True)
+        ucm.process(light.update_light(), unattended=True)
         ucm.fire("<Activate")
         session = ucm.journal.session.id
         Closing(ucm.device.nvm).ask(Request("notes", "1.1.0", session, 1, 600.0, most=3))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from app_world import LightWorld
+from update_world import differences
 
 from otaflow.action import Action
 from otaflow.errors import HealthCheckFailed
@@ -24,12 +25,6 @@ echo new > "$OTAFLOW_ETC/more.conf"
 LAST
 """
 FILL = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) INSERT INTO notes (text) SELECT 'xxx' FROM n;"
-
-
-def differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: (one.get(name), other.get(name)) for name in one.keys() | other.keys() if one.get(name) != other.get(name)
-    }
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from app_world import AppWorld
 from postgres import Cluster, find_programs, run_cluster
+from update_world import differences
 
 from otaflow import fault
 from otaflow.action import Action
@@ -184,12 +185,6 @@ class PostgresWorld(AppWorld):
         names = self.cluster.sql("SELECT datname FROM pg_database ORDER BY datname").splitlines()
         mine = [name for name in names if name.startswith(self.database)]
         return {"dump": [line for line in said if not line.startswith("\\")], "databases": mine}
-
-
-def differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: (one.get(name), other.get(name)) for name in one.keys() | other.keys() if one.get(name) != other.get(name)
-    }
 
 
 @pytest.fixture(scope="module")

@@ -324,6 +324,10 @@ class LightWorld(AppWorld):
             time.sleep(0.02)
         return self.starts()
 
+    def update_light(self, **more: Any) -> Action:
+        """The good update of it to 1.1.0, which migrates; `more` is for `build_light`."""
+        return self.action("1.1.0", self.build_light("1.1.0", before="1.0.0", **{"sql": ADD_AUTHOR, **more}))
+
     def wait_for_start(self, start: str, *, after: int) -> None:
         """Return when there are more such starts than `after`, the last of all being one."""
         end = time.monotonic() + 60
