@@ -101,7 +101,7 @@ def test_the_life_of_an_application(notes: NotesInside, kind: str) -> None:
 
 
 STORIES: dict[str, Callable[[LightInside], Action]] = {
-    "update": update,
+    "update": LightInside.update_light,
     "failing migration": lambda world: world.update_light(sql=FAIL_HALF_WAY),
     "flapping service": lambda world: world.update_light(last=FLAPS),
     "remove": lambda world: Action("remove", "notes", "1.0.0"),
