@@ -10,11 +10,18 @@ from prefect.client.orchestration import get_client
 from prefect.states import Scheduled
 
 from otaflow import answers
+from otaflow.diagnostics.report import find_secrets
+from otaflow.diagnostics.stripping import strip
 from otaflow.errors import OtaflowError
+from otaflow.history import ACTIVATED
 from otaflow.platform.device import Device
 from otaflow.platform.labels import read_label
+from otaflow.why import explain_end
 
 log = logging.getLogger("otaflow.runs")
+
+SHOWN_LINES, SHOWN_LETTERS = 60, 300
+"""What a report shows of a log."""
 
 Parts = dict[str, dict[str, Any]]
 NOTHING = {"name": "", "version": "", "runs": False, "starts next": False}
@@ -75,6 +82,7 @@ def write_report(device: Device, title: str, last: int = 10) -> str:
             f"| {record['time'][:19]} | {record['action']} {record['name']} | {record['version']} "
             f"| {record['resolution']} | {why} |"
         )
+    lines += _write_why(device)
     if decisions := answers.decisions(device):
         lines += ["", "## On offer", ""]
         lines += [
@@ -82,6 +90,19 @@ def write_report(device: Device, title: str, last: int = 10) -> str:
             for one in decisions
         ]
     return "\n".join(lines)
+
+
+def _write_why(device: Device) -> list[str]:
+    """Of the last action, where it failed: what its checks said and the end of the failed boot, without secrets."""
+    records = device.history.read()
+    if not records or records[-1]["resolution"] == ACTIVATED:
+        return []
+    why = strip(explain_end(device, len(records)), list(find_secrets(device.config)))
+    lines: list[str] = []
+    for title, said in (("What was said", why["said"]), ("The failed boot", why["boot_log"].splitlines())):
+        if said:
+            lines += ["", f"## {title}", "", *(f"    {line[:SHOWN_LETTERS]}" for line in said[-SHOWN_LINES:])]
+    return lines
 
 
 def poll_again(run: str, content: str, when: datetime) -> None:

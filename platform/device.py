@@ -64,9 +64,20 @@ class Device:
     @cached_property
     def slots(self) -> Slots:
         """The two slots."""
+        settings = self.config.slots
+        root = self.config.path(settings.path)
+        if settings.devices is not None:
+            from otaflow.platform.partitions import PartitionSlots
+
+            devices = tuple(self.config.path(device) for device in settings.devices)
+            return PartitionSlots(root, settings.names, devices, self.trees, self.backups.find_picture)
+        if settings.kind == "ostree":
+            from otaflow.platform.ostree import OstreeSlots
+
+            return OstreeSlots(root, settings.names)
         from otaflow.platform.slots import TreeSlots
 
-        return TreeSlots(self.config.path(self.config.slots.path), self.config.slots.names, self.trees)
+        return TreeSlots(root, settings.names, self.trees)
 
     @property
     def boot_file(self) -> Path:
@@ -80,7 +91,7 @@ class Device:
         """The boot target."""
         settings = self.config.boot
         file = self.boot_file
-        slots = {name: self.slots.path(name) for name in self.slots.names}
+        slots = {name: self.slots.place(name) for name in self.slots.names}
         if settings.kind == "grub":
             from otaflow.platform.grub import GrubBoot
 
@@ -93,6 +104,7 @@ class Device:
             restart=settings.restart,
             slots=slots,
             boots=self.boots,
+            tries=settings.tries,
         )
 
     @cached_property

@@ -14,7 +14,7 @@ LAYERS = [
     {"answers", "installing", "closing", "due"},
     {"work", "through", "embedded", "prefect_server", "asked"},
     {"recovery"},
-    {"service", "phases", "parts", "refusals", "actions", "ends", "trial"},
+    {"service", "phases", "parts", "refusals", "actions", "ends", "trial", "why"},
     {"flows"},
     {"tasks"},
     {"diagnostics"},

@@ -26,7 +26,7 @@ from otaflow.refusals import as_ucm_error, processing_event
 from otaflow.tasks.configuration import kept_main_name
 from otaflow.tasks.package import metadata_of
 from otaflow.tasks.slots import kept_name
-from otaflow.trial import judge_boots
+from otaflow.trial import judge_boots, keep_boot_log
 from otaflow.ucm.states import RESTING, State
 from otaflow.ucm.table import TABLE, Row
 
@@ -206,6 +206,7 @@ class Ucm:
             raise
         except Exception as error:
             failure = error if isinstance(error, HealthCheckFailed) else HealthCheckFailed(f"cannot verify: {error}")
+            keep_boot_log(self.device)
             with self.deciding:
                 self._refuse_superseded()
                 for action, _ in self.processed():

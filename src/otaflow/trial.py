@@ -11,6 +11,7 @@ from otaflow import history
 from otaflow.errors import OtaflowError
 from otaflow.platform.boots import Ending
 from otaflow.platform.device import Device
+from otaflow.platform.flight_recorder import read_journal
 from otaflow.platform.labels import read_label
 from otaflow.ucm.states import State
 
@@ -58,11 +59,39 @@ def settle_boot(device: Device) -> None:
     if trial.boot == noted.get("boot"):
         return
     journal.note(trial=vars(trial))
+    _keep_former_boot(device, trial)
     flipped = journal.session.boots_at(State.VERIFYING, origin=State.ACTIVATING)
     last = device.boots.endings(trial.boot - 1)
     if last == [Ending.POWER_CUT] and trial.boot - 1 > flipped and trial.cuts < device.config.health.power_cuts:
         log.warning("the power was cut while slot %s was on trial: that start does not count", boot.target())
         boot.give_try_back()
+
+
+def _keep_former_boot(device: Device, trial: Trial) -> None:
+    """The boot before this one failed: its journal may be gone after the next ones."""
+    for ending in device.boots.endings(trial.boot - 1):
+        if ending.failed and device.config.boot.restart != "switch":
+            title = f"boot {trial.boot - 1}, which {ending} ended"
+            device.recorder.keep(device.journal.session.id, title, lambda: read_journal(-1))
+
+
+def keep_boot_log(device: Device) -> None:
+    """The trial has failed: keep what systemd's journal has of it, before anything is brought back. Never raises."""
+    session = device.journal.session
+    if device.config.boot.restart == "switch" or not any(action.of_system for action in session.actions):
+        return
+    try:
+        running, target = device.boot.running(), device.boot.target()
+    except OtaflowError:
+        return
+    began = next((t["time"] for t in reversed(session.transitions) if t["to"] == State.VERIFYING), "")
+    if running != target:
+        title = f"slot {target}, which did not start: the last boot of which it has a journal"
+        slot = device.slots.path(target)
+        device.recorder.keep(session.id, title, lambda: read_journal(slot=slot, since=began))
+    else:
+        title = f"slot {running}: the boot in which the trial failed"
+        device.recorder.keep(session.id, title, lambda: read_journal(since=began))
 
 
 def has_fallen_back(device: Device) -> bool:

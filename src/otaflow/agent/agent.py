@@ -96,6 +96,11 @@ class Agent:
         self.device.lock.release()
 
     @property
+    def is_alive(self) -> bool:
+        """Whether the threads that work and keep house are there."""
+        return all(thread.is_alive() for thread in self._threads)
+
+    @property
     def _threads(self) -> tuple[threading.Thread, ...]:
         return self.worker.thread, self.house.thread
 

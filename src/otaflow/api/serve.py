@@ -68,6 +68,15 @@ class Server:
         self._thread.start()
         started.wait()
 
+    def answers(self, seconds: float) -> bool:
+        """Whether its loop turns; waits so long for it."""
+        if self._loop is None or self._thread is None or not self._thread.is_alive():
+            return False
+        turned = threading.Event()
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(turned.set)
+        return turned.wait(seconds)
+
     def stop(self) -> None:
         """Take no more requests, let those that are being answered end, close."""
         if self._thread is None or self._loop is None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 DRAIN_SECONDS = 60.0
 """How long SIGTERM waits for work in hand; what is not done then is left to recovery, not taken back."""
+ANSWER_SECONDS = 20.0
+"""How long the interface may take to show that it answers."""
 
 
 def agent(*, config: ConfigFile = None) -> None:
@@ -45,7 +47,11 @@ def running_agent(device: "Device") -> "Iterator[Agent]":
     from otaflow.agent.overdue import Overdue
     from otaflow.api.app import make_app
     from otaflow.api.serve import Server, load_credentials
+    from otaflow.platform.watchdog import Watchdog
 
+    serving = False  # before that it recovers, after it it drains: both have their own bounds
+    watchdog = Watchdog(lambda: not serving or (the_agent.is_alive and server.answers(ANSWER_SECONDS)))
+    watchdog.start()
     the_agent = Agent(device, connect=lambda: _connect(device))
     the_agent.start()
     server = Server(make_app(the_agent, credentials=load_credentials(device.config)), device.config)
@@ -54,11 +60,15 @@ def running_agent(device: "Device") -> "Iterator[Agent]":
         server.start()
         print(f"{device.config.device.name}: {the_agent.status()['status']}, answering on {server.socket}", flush=True)
         overdue.start()
+        serving = True
         yield the_agent
+        serving = False
         server.stop()
         overdue.stop()
     finally:
+        serving = False
         the_agent.stop(DRAIN_SECONDS)
+        watchdog.stop()
 
 
 def _connect(device: "Device") -> "PrefectRuns":

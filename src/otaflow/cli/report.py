@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from otaflow.cli.common import ConfigFile, Json, load_device, print_json
+from otaflow.errors import ConfigError
 from otaflow.platform.device import Device
 from otaflow.ucm.states import MEANING
 
@@ -40,13 +41,33 @@ def status(*, config: ConfigFile = None, json: Json = False) -> None:
 
 
 def history(
+    number: int | None = None,
+    /,
     *,
     config: ConfigFile = None,
     log: Annotated[bool, Parameter(negative=(), help="Show the processing log of the last action.")] = False,
+    why: Annotated[bool, Parameter(negative=(), help="Say why one ended so: checks, steps, the failed boot.")] = False,
     json: Json = False,
 ) -> None:
-    """List every action on this device and how it ended, oldest first."""
+    """List every action on this device and how it ended, oldest first.
+
+    Parameters
+    ----------
+    number
+        With --why: the record, as it is numbered in the list; else the newest that failed.
+    """
     device = load_device(config)
+    if number is not None and not why:
+        raise ConfigError("cannot show one record without --why", hint="`otaflow history --why NUMBER`")
+    if why:
+        from otaflow.why import explain_end, in_words
+
+        explained = explain_end(device, number)
+        if json:
+            print_json(explained)
+        else:
+            print("\n".join(in_words(explained)))
+        return
     records = device.history.read()
     if log:
         sessions = [record["session"] for record in records if record.get("session")]
@@ -60,12 +81,18 @@ def history(
     from rich.table import Column, Table
 
     table = Table(
+        Column("no.", no_wrap=True, justify="right"),
         *(Column(name, no_wrap=True) for name in ("time (UTC)", "action", "name", "version", "resolution")),
         Column("why", ratio=1, overflow="fold"),
     )
-    for record in records:
+    for number, record in enumerate(records, 1):
         time = str(record["time"])[:19].replace("T", " ")
-        cells = (time, *(record[name] for name in ("action", "name", "version", "resolution")), record.get("why", ""))
+        cells = (
+            number,
+            time,
+            *(record[name] for name in ("action", "name", "version", "resolution")),
+            record.get("why", ""),
+        )
         table.add_row(*(str(cell) for cell in cells))
     Console(highlight=False, markup=False).print(table)
 

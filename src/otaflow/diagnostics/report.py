@@ -162,9 +162,14 @@ def _logs(folder: Path) -> dict[str, str]:
 
 
 def _boot_log(device: "Device") -> str:
-    """What systemd's journal has of the boot in which the last session failed; "" where no machine restarted."""
+    """What the flight recorder kept of the last session's failed boot, or systemd's journal still has of it.
+
+    "" where no machine restarted.
+    """
     from otaflow.platform.run import run
 
+    if kept := device.recorder.read(device.journal.session.id):
+        return kept
     if device.config.boot.restart == "switch":
         return ""
     failed = device.journal.session.boots_at(State.ROLLING_BACK)

@@ -1,0 +1,103 @@
+"""The flight recorder: what systemd's journal had of a boot in which a trial failed, kept outside the slots.
+
+One file for each session beside its processing log, `nvm/logs/SESSION.boot`: sections of text, each under a line
+`== TITLE ==`, each with the newest lines that have room. The newest files stay.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from otaflow.errors import CommandFailed
+from otaflow.files import write_atomic
+from otaflow.platform.run import run
+
+log = logging.getLogger(__name__)
+
+SECTION_BYTES = 128 * 1024
+SECTIONS = 4
+FILES = 50
+LINES = 2000
+SECONDS = 20
+JOURNALS = ("var/log/journal", "run/log/journal")
+
+Lines = Iterable[str]
+
+
+class FlightRecorder:
+    """The files in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def path(self, session: str) -> Path:
+        """Where the file of a session is."""
+        return self._folder / f"{session}.boot"
+
+    def keep(self, session: str, title: str, read: Callable[[], Lines]) -> None:
+        """Add what `read` gives under `title`, once, durably. Never raises: nothing that happened depends on it."""
+        try:
+            sections = _split(self.read(session))
+            if title in sections:
+                return
+            sections[title] = _newest(read())
+            kept = list(sections.items())[-SECTIONS:]
+            text = "".join(f"== {name} ==\n{body}" for name, body in kept)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.path(session), text.encode(), 0o600)
+            for old in sorted(self._folder.glob("*.boot"), key=lambda path: path.stat().st_mtime)[:-FILES]:
+                old.unlink(missing_ok=True)
+        except (OSError, ValueError, CommandFailed) as error:
+            log.warning("cannot keep the log of %s: %s", title, error)
+
+    def read(self, session: str) -> str:
+        """What was kept of a session; "" for nothing."""
+        try:
+            return self.path(session).read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+
+def read_journal(boot: int = 0, *, slot: Path | None = None, since: str = "") -> list[str]:
+    """The newest lines of a boot: 0 the present one, -1 the one before. `slot`: the last boot in that slot's own files.
+
+    `since` (RFC 3339) leaves out what is older. Raises CommandFailed.
+    """
+    command = ["journalctl", f"--boot={boot}", "--quiet", "--no-pager", "--output=short-iso", f"--lines={LINES}"]
+    if slot is not None:
+        folder = next((slot / name for name in JOURNALS if any((slot / name).glob("*/*.journal"))), None)
+        if folder is None:
+            return [f"there is no journal in {slot}: the slot did not come far enough, or keeps it elsewhere"]
+        command.append(f"--directory={folder}")
+    if since:
+        command.append(f"--since={since[:19].replace('T', ' ')} UTC")
+    lines: list[str] = []
+    run(command, timeout=SECONDS, output=lines.append)
+    return lines
+
+
+def _newest(lines: Lines) -> str:
+    kept: list[str] = []
+    left = SECTION_BYTES
+    for line in reversed(list(lines)):
+        line = "".join(letter if letter.isprintable() or letter == "\t" else "�" for letter in line.rstrip("\n"))
+        line = line.replace("== ", "=_ ", 1) if line.startswith("== ") else line
+        left -= len(line.encode()) + 1
+        if left < 0:
+            kept.append("… what is older is left out")
+            break
+        kept.append(line)
+    return "".join(f"{line}\n" for line in reversed(kept))
+
+
+def _split(text: str) -> dict[str, str]:
+    """The sections of a file, by their titles."""
+    sections: dict[str, str] = {}
+    title = ""
+    for line in text.splitlines(keepends=True):
+        if line.startswith("== ") and line.endswith(" ==\n"):
+            title = line[3:-4]
+            sections[title] = ""
+        elif title:
+            sections[title] += line
+    return sections
