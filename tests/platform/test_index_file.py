@@ -7,7 +7,9 @@ import pytest
 
 from otaflow.errors import CommandFailed, OtaflowError
 from otaflow.platform.boots import Boots
-from otaflow.platform.index_file import IndexFile, find_mounted_slot
+from otaflow.platform.index import _sum
+from otaflow.platform.index_file import IndexFile
+from otaflow.platform.running import find_mounted_slot
 
 
 class Machine:
@@ -103,8 +105,6 @@ def test_the_slot_that_is_the_root(machine: Machine) -> None:
 
 
 def sealed(**values: object) -> str:
-    from otaflow.platform.index_file import _sum
-
     return json.dumps({**values, "checksum": _sum(dict(values))})
 
 
