@@ -111,10 +111,14 @@ def test_a_phase_waits_once_and_not_for_long(server: Any, tmp_path: Path, monkey
     assert list(device.journal.phase_runs) == []
 
 
-@pytest.mark.parametrize("how", ["it answers nobody", "somebody else has its database locked"])
+@pytest.mark.parametrize(
+    "how", ["before it begins", "in the middle of a phase", "somebody else has the server's database locked"]
+)
 def test_an_update_goes_on_to_its_end(world: World, server: Any, how: str) -> None:
     """It goes its whole way while the server stands still; what the server missed is told afterwards."""
-    stop = server.process.pid if how == "it answers nobody" else 0
+    stop = server.process.pid if how == "in the middle of a phase" else 0
+    if how == "before it begins":
+        os.kill(server.process.pid, signal.SIGSTOP)
     actions = [action.record() for action in [STORIES["good"](world)]]
     job = {"config": str(world.config), "actions": actions, "step": "copy active slot", "stop": stop}
     environment = {**os.environ, "PREFECT_HOME": str(world.folder), "PREFECT_API_URL": server.url}
@@ -123,7 +127,7 @@ def test_an_update_goes_on_to_its_end(world: World, server: Any, how: str) -> No
         subprocess.run([sys.executable, "-c", INSTALL, json.dumps(job)], env=environment, timeout=300, check=True)
 
     with closing(sqlite3.connect(server.home / "prefect.db", isolation_level=None)) as database:
-        if not stop:
+        if "locked" in how:
             database.execute("PRAGMA busy_timeout = 60000")
             database.execute("BEGIN IMMEDIATE")
         install(job)
