@@ -96,6 +96,10 @@ class Device:
             from otaflow.platform.grub import GrubBoot
 
             return GrubBoot(file, slots=slots, restart=settings.restart, tries=settings.tries)
+        if settings.kind == "u-boot":
+            from otaflow.platform.u_boot import UBootBoot
+
+            return UBootBoot(file, slots=slots, restart=settings.restart, tries=settings.tries)
         from otaflow.platform.index_file import IndexFile
 
         return IndexFile(

@@ -9,8 +9,8 @@ The file is on a small ext4 of its own, as GRUB cannot write to btrfs.
 import errno
 import fcntl
 import os
+import re
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 from otaflow.errors import OtaflowError
@@ -48,7 +48,10 @@ class GrubBoot:
         self._slots = slots
         self._restart = restart
         self._tries = tries
-        self.running = partial(detect_slot, slots, detect)
+        self._detect = detect
+
+    def running(self) -> str:
+        return detect_slot(self._slots, self._detect)
 
     def target(self) -> str:
         target = self._read().get(TARGET, "")
@@ -69,9 +72,9 @@ class GrubBoot:
 
     def tries_left(self) -> int | None:
         tries = self._read().get(TRIES)
-        if tries is None:
+        if not tries:
             return None
-        return int(tries) if tries in "0123456789" else 0  # what GRUB makes of it
+        return int(tries) if re.fullmatch("[0-9]", tries) else 0  # what GRUB makes of it
 
     def confirm(self) -> None:
         if self.tries_left() is not None:

@@ -29,6 +29,7 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEBIAN_PACKAGES = {
     "btrfs": "btrfs-progs",
     "mkfs.btrfs": "btrfs-progs",
+    "ostree": "ostree",
     "tar": "tar",
     "cp": "coreutils",
     "sh": "dash",
@@ -40,6 +41,8 @@ DEBIAN_PACKAGES = {
     "systemctl": "systemd",
     "journalctl": "systemd",
     "systemd-nspawn": "systemd-container",
+    "fw_printenv": "libubootenv-tool",
+    "fw_setenv": "libubootenv-tool",
     "nginx": "nginx",
     "openssl": "openssl",
     "pg_dump": "postgresql-client",
