@@ -15,6 +15,7 @@ from pathlib import Path
 
 from otaflow.errors import OtaflowError
 from otaflow.files import write_atomic
+from otaflow.platform.labels import read_label
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,16 @@ class Backups:
     def latest(self) -> Entry | None:
         """The newest complete entry."""
         return max(self, key=lambda entry: entry.time, default=None)
+
+    def find_picture(self, system: Path) -> Path | None:
+        """The picture that is most like the system in the folder `system`: the one of its generation, or the newest."""
+        entries = sorted(self, key=lambda entry: entry.time)
+        try:
+            generation = read_label(system).generation
+        except OtaflowError:
+            generation = ""
+        found = [entry for entry in entries if entry.generation == generation] or entries
+        return self.path(found[-1].id, "sys") if found else None
 
     def complete(self, entry: Entry) -> None:
         """Declare the entry complete, durably."""

@@ -27,11 +27,13 @@ __all__ = ["describe", "mirror", "tree_digest"]
 File = tuple[int, int]
 
 
-def mirror(source: Path, target: Path) -> None:
+def mirror(source: Path, target: Path, *, but: str = "", each: bool = True) -> None:
     """Make the folder `target`, which may be a mount point, exactly like the folder `source`.
 
     It may be no symbolic link, and none inside is followed, whoever puts one there meanwhile. OSError there, and where
-    an entry that has to go is a mount point, or cannot be written; then it is repeated.
+    an entry that has to go is a mount point, or cannot be written; then it is repeated. The entry `but` of the folder
+    itself is left alone on both sides. Without `each`, files are on the disk at the end only, all of them: for a target
+    that nobody may use before.
     """
     if not source.is_dir():
         raise NotADirectoryError(f"cannot mirror {source}: it is no folder")
@@ -39,7 +41,7 @@ def mirror(source: Path, target: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
     fd = open_folder(target)
     try:
-        _Mirror(fd).make_folder(source, fd, ())
+        _Mirror(fd, but, each=each).make_folder(source, fd, ())
         sync_file_system(Path(f"/proc/self/fd/{fd}"))
     finally:
         os.close(fd)
@@ -48,8 +50,8 @@ def mirror(source: Path, target: Path) -> None:
 class _Mirror:
     """One run: which source file is which target file, so that exactly the source's hard links are in the target."""
 
-    def __init__(self, top: int) -> None:
-        self._top = top
+    def __init__(self, top: int, but: str, *, each: bool) -> None:
+        self._top, self._but, self._each = top, but, each
         self._made: dict[File, tuple[str, ...]] = {}
         self._used: dict[File, File] = {}
 
@@ -59,12 +61,13 @@ class _Mirror:
         if os.geteuid() != 0:
             os.chmod(target, 0o700)
         wanted = {entry.name: entry.stat(follow_symlinks=False) for entry in os.scandir(source)}
-        for extra in set(os.listdir(target)) - wanted.keys():
+        left_alone = {self._but} if not names else set()
+        for extra in set(os.listdir(target)) - wanted.keys() - left_alone:
             delete_tree(target / extra)
         new = target / ".otaflow-new"
         while new.name in wanted:
             new = target / f"{new.name}~"
-        for name, seen in sorted(wanted.items()):
+        for name, seen in sorted((name, seen) for name, seen in wanted.items() if name not in left_alone):
             if stat.S_ISDIR(seen.st_mode):
                 if (target / name).is_symlink() or not (target / name).is_dir():
                     delete_tree(target / name)
@@ -92,7 +95,8 @@ class _Mirror:
             return
         if not self._is_right(source, target, identity):
             copy_file(source, new)
-            fsync_file(new)
+            if self._each:
+                fsync_file(new)
             _replace(new, target)
         made = os.lstat(target)
         self._used[made.st_dev, made.st_ino] = identity

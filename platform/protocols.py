@@ -38,7 +38,13 @@ class Slots(Protocol):
         """The two names, in the configuration's order."""
 
     def path(self, slot: str) -> Path:
-        """The root folder of the slot's content."""
+        """The root folder of the slot's content. OtaflowError where it cannot be reached."""
+
+    def place(self, slot: str) -> Path:
+        """The same folder, also where the content cannot be reached: to tell the slots apart, not to write into."""
+
+    def create(self, slot: str) -> None:
+        """Make the slot an empty tree. OtaflowError where something is in it."""
 
     def copy(self, source: str, target: str, kept: str) -> None:
         """Make slot `target` a copy of `source`; its former content is kept under the name `kept`."""

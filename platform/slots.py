@@ -12,7 +12,9 @@ from otaflow.errors import OtaflowError
 from otaflow.files import fsync_folder, write_atomic
 from otaflow.platform.protocols import Trees
 
+KEPT = ".kept"
 ABSENT = ".absent"
+LOST_AND_FOUND = "lost+found"
 
 
 class TreeSlots:
@@ -28,10 +30,18 @@ class TreeSlots:
         return self._names
 
     def path(self, slot: str) -> Path:
-        if slot not in self._names:
-            known = " and ".join(self._names)
-            raise OtaflowError(f"cannot use the slot {slot!r}: the device has {known}")
+        return self.place(slot)
+
+    def place(self, slot: str) -> Path:
+        check_slot(slot, self._names)
         return self._root / slot
+
+    def create(self, slot: str) -> None:
+        content = self.path(slot)
+        if os.path.lexists(content):
+            refuse_content(slot, content)
+            content.rmdir()  # an empty folder is no subvolume
+        self._trees.create(content)
 
     def copy(self, source: str, target: str, kept: str) -> None:
         self.fill(self.path(source), target, kept)
@@ -42,7 +52,7 @@ class TreeSlots:
             source = aside  # the content goes on from what it is: what is kept is what is copied
         elif not source.is_dir():
             raise OtaflowError(f"cannot fill the slot {target!r} from {source}: there is no such tree")
-        aside.parent.mkdir(parents=True, exist_ok=True)
+        make_kept(self._root)
         if not aside.exists() and not marker.exists():
             if os.path.lexists(content):
                 self._move(content, aside)
@@ -66,7 +76,7 @@ class TreeSlots:
 
     def kept_names(self) -> list[str]:
         """All names under which something is kept, also that there was nothing."""
-        folder = self._root / ".kept"
+        folder = self._root / KEPT
         names = {path.name.removesuffix(ABSENT) for path in folder.iterdir()} if folder.is_dir() else set()
         return sorted(name for name in names if not name.startswith("."))
 
@@ -74,9 +84,7 @@ class TreeSlots:
         self._trees.sync(self.path(slot))
 
     def _aside(self, kept: str) -> Path:
-        if not kept or kept.startswith(".") or "/" in kept or kept.endswith(ABSENT):
-            raise OtaflowError(f"cannot keep a slot's content as {kept!r}: that is no plain name")
-        return self._root / ".kept" / kept
+        return self._root / KEPT / check_kept(kept)
 
     def _marker(self, kept: str) -> Path:
         return self._aside(kept).with_name(f"{kept}{ABSENT}")
@@ -90,3 +98,33 @@ class TreeSlots:
         if marker.exists():
             marker.unlink()
             fsync_folder(marker.parent)
+
+
+def check_slot(slot: str, names: tuple[str, str]) -> None:
+    """OtaflowError when the device has no such slot."""
+    if slot not in names:
+        raise OtaflowError(f"cannot use the slot {slot!r}: the device has {' and '.join(names)}")
+
+
+def make_kept(root: Path) -> None:
+    """Make the folder of what is kept, durably: what is written into it must not be lost with it."""
+    folder = root / KEPT
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        fsync_folder(root)
+
+
+def check_kept(kept: str) -> str:
+    """The name under which a content is kept. OtaflowError when it is no plain one."""
+    if not kept or kept.startswith(".") or "/" in kept or kept.endswith(ABSENT):
+        raise OtaflowError(f"cannot keep a slot's content as {kept!r}: that is no plain name")
+    return kept
+
+
+def refuse_content(slot: str, content: Path) -> None:
+    """OtaflowError when something is in the slot's tree."""
+    if content.is_symlink() or not content.is_dir() or set(os.listdir(content)) - {LOST_AND_FOUND}:
+        raise OtaflowError(
+            f"cannot make a device: slot {slot} ({content}) is there already",
+            hint="name another folder, or remove what is in it if that may go",
+        )

@@ -32,11 +32,24 @@ class Device(Section):
 
 
 class Slots(Section):
-    """`[slots]`: where the system's slots are. `path` holds one folder or subvolume for each of `names`."""
+    """`[slots]`: where the system's slots are. `path` holds one folder or subvolume for each of `names`.
 
-    kind: Literal["btrfs", "directories"] = "directories"
+    With `partitions` each is the mount point of one of `devices`: a block device, or a file that holds a file system.
+    """
+
+    kind: Literal["btrfs", "directories", "partitions", "ostree"] = "directories"
     path: Path = Path("slots")
     names: tuple[str, str] = ("a", "b")
+    devices: tuple[Path, Path] | None = None
+
+    @model_validator(mode="after")
+    def check_devices(self) -> "Slots":
+        if (self.devices is not None) != (self.kind == "partitions"):
+            what = "needs devices, one for each name" if self.devices is None else "has no devices"
+            raise ValueError(f'kind = "{self.kind}" {what}')
+        if self.devices and self.devices[0] == self.devices[1]:
+            raise ValueError("devices must be two different ones")
+        return self
 
 
 class Boot(Section):

@@ -4,9 +4,12 @@ import json
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import slot_kinds
+from slot_kinds import make_slots, partitions, why_not
 
 from otaflow.errors import OtaflowError
 from otaflow.platform.boots import Boots
@@ -16,8 +19,7 @@ from otaflow.platform.directories import FolderTrees
 from otaflow.platform.fake import FakeBoot, FakeTrees, make_fake_slots
 from otaflow.platform.index_file import IndexFile
 from otaflow.platform.lock import DeviceLock
-from otaflow.platform.protocols import BootTarget, Trees
-from otaflow.platform.slots import TreeSlots
+from otaflow.platform.protocols import BootTarget, Slots, Trees
 
 KINDS = ["fake", "directories", pytest.param("btrfs", marks=pytest.mark.btrfs)]
 
@@ -32,6 +34,10 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Trees]:
 
 def make_tree(trees: Trees, path: Path, word: str = "one") -> Path:
     trees.create(path)
+    return fill_tree(path, word)
+
+
+def fill_tree(path: Path, word: str) -> Path:
     (path / "etc").mkdir()
     (path / "etc" / "file").write_text(word)
     (path / "etc" / "file").chmod(0o640)
@@ -130,21 +136,46 @@ def test_a_missing_source_leaves_nothing(place: tuple[Path, Trees]) -> None:
 # --- slots --------------------------------------------------------------------------------------------------------
 
 
+SLOT_KINDS = [*KINDS, "partitions", "ostree"]
+
+
+@pytest.fixture(params=SLOT_KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def made(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Path, Slots]]:
+    """A folder, and two slots in it that hold nothing."""
+    if why := why_not(kind):
+        pytest.skip(why)
+    if kind != "partitions":
+        folder = request.getfixturevalue("btrfs_tmp") if kind == "btrfs" else tmp_path
+        yield folder, make_slots(kind, folder)
+        return
+    with partitions(tmp_path):
+        yield tmp_path, make_slots(kind, tmp_path)
+
+
 @pytest.fixture(params=["with former content", "without"])
-def slots(request: pytest.FixtureRequest, place: tuple[Path, Trees]) -> TreeSlots:
-    folder, trees = place
-    made = TreeSlots(folder, ("a", "b"), trees)
-    make_tree(trees, folder / "a")
+def slots(request: pytest.FixtureRequest, made: tuple[Path, Slots]) -> Slots:
+    slots = made[1]
+    fill_slot(slots, "a")
     if request.param != "without":
-        make_tree(trees, folder / "b", "former")
-    return made
+        fill_slot(slots, "b", "former")
+    return slots
 
 
-def state(slots: TreeSlots) -> list[dict[str, tuple[object, ...]]]:
+def fill_slot(slots: Slots, slot: str, word: str = "one") -> None:
+    slots.create(slot)
+    fill_tree(slots.path(slot), word)
+
+
+def state(slots: Slots) -> list[dict[str, tuple[object, ...]]]:
     return [describe(slots.path(name), times=True) for name in slots.names]
 
 
-def test_copy_and_put_back(slots: TreeSlots) -> None:
+def test_copy_and_put_back(slots: Slots) -> None:
     before = state(slots)
     slots.copy("a", "b", "one")
     assert state(slots) == [before[0], before[0]]
@@ -156,7 +187,7 @@ def test_copy_and_put_back(slots: TreeSlots) -> None:
     assert slots.kept_names() == []
 
 
-def test_copying_twice_keeps_the_first_content(slots: TreeSlots) -> None:
+def test_copying_twice_keeps_the_first_content(slots: Slots) -> None:
     before = state(slots)
     slots.copy("a", "b", "one")
     slots.copy("a", "b", "one")
@@ -165,13 +196,13 @@ def test_copying_twice_keeps_the_first_content(slots: TreeSlots) -> None:
     assert state(slots) == before
 
 
-def test_put_back_of_what_never_happened(slots: TreeSlots) -> None:
+def test_put_back_of_what_never_happened(slots: Slots) -> None:
     before = state(slots)
     slots.put_back("b", "one")
     assert state(slots) == before
 
 
-def test_forget(slots: TreeSlots) -> None:
+def test_forget(slots: Slots) -> None:
     slots.copy("a", "b", "one")
     for _ in range(2):
         slots.forget("one")
@@ -180,7 +211,7 @@ def test_forget(slots: TreeSlots) -> None:
     assert slots.kept_names() == []
 
 
-def test_two_copies_are_undone_backwards(slots: TreeSlots) -> None:
+def test_two_copies_are_undone_backwards(slots: Slots) -> None:
     before = state(slots)
     slots.copy("a", "b", "one")
     (slots.path("b") / "new").write_text("x")
@@ -192,8 +223,8 @@ def test_two_copies_are_undone_backwards(slots: TreeSlots) -> None:
     assert state(slots) == before
 
 
-def test_fill_from_a_picture(slots: TreeSlots, place: tuple[Path, Trees]) -> None:
-    folder, trees = place
+def test_fill_from_a_picture(slots: Slots, made: tuple[Path, Slots], kind: str) -> None:
+    folder, trees = made[0], BtrfsTrees() if kind == "btrfs" else FolderTrees()
     before = state(slots)
     trees.freeze(slots.path("a"), folder / "picture")
     slots.fill(folder / "picture", "b", "one")
@@ -203,7 +234,7 @@ def test_fill_from_a_picture(slots: TreeSlots, place: tuple[Path, Trees]) -> Non
 
 
 @pytest.mark.parametrize("kept", ["", ".x", "a/b", "x.absent"])
-def test_a_name_that_cannot_be_kept(slots: TreeSlots, kept: str) -> None:
+def test_a_name_that_cannot_be_kept(slots: Slots, kept: str) -> None:
     before = state(slots)
     with pytest.raises(OtaflowError, match="cannot keep"):
         slots.copy("a", "b", kept)
@@ -211,14 +242,14 @@ def test_a_name_that_cannot_be_kept(slots: TreeSlots, kept: str) -> None:
 
 
 @pytest.mark.parametrize(("source", "target"), [("c", "b"), ("a", "c"), ("a", "../b")])
-def test_slots_that_cannot_be_copied(slots: TreeSlots, source: str, target: str) -> None:
+def test_slots_that_cannot_be_copied(slots: Slots, source: str, target: str) -> None:
     before = state(slots)
     with pytest.raises(OtaflowError, match="cannot"):
         slots.copy(source, target, "one")
     assert state(slots) == before
 
 
-def test_a_slot_that_goes_on_from_what_it_is(slots: TreeSlots) -> None:
+def test_a_slot_that_goes_on_from_what_it_is(slots: Slots) -> None:
     """The second package of a session: the first one's result is kept, and the slot is a copy of it."""
     slots.copy("a", "b", "first")
     (slots.path("b") / "by-the-first").write_text("1")
@@ -233,7 +264,7 @@ def test_a_slot_that_goes_on_from_what_it_is(slots: TreeSlots) -> None:
     assert describe(slots.path("b")) == between
 
 
-def test_a_slot_that_is_absent_cannot_go_on(slots: TreeSlots) -> None:
+def test_a_slot_that_is_absent_cannot_go_on(slots: Slots) -> None:
     slots.copy("a", "b", "first")
     slots.put_back("b", "first")
     if slots.path("b").exists():
@@ -247,44 +278,45 @@ def test_a_slot_that_is_absent_cannot_go_on(slots: TreeSlots) -> None:
 COPY_FOR_EVER = """
 import sys
 from pathlib import Path
-from otaflow.platform.btrfs import BtrfsTrees
-from otaflow.platform.directories import FolderTrees
+sys.path.insert(0, sys.argv[5])
+from slot_kinds import make_slots
 from otaflow.platform.lock import DeviceLock
-from otaflow.platform.slots import TreeSlots
 DeviceLock(Path(sys.argv[4])).acquire()
-slots = TreeSlots(Path(sys.argv[1]), ("a", "b"), globals()[sys.argv[2]]())
+slots = make_slots(sys.argv[2], Path(sys.argv[1]))
 print("go", flush=True)
 while True:
     slots.copy("a", "b", "one")
     if sys.argv[3] == "undo":
         slots.put_back("b", "one")
 """
+SLOW = {"ostree": 3.0}
 
 
 @pytest.mark.parametrize("moment", range(12))
+@pytest.mark.parametrize("kind", SLOT_KINDS[1:])
 def test_killed_at_any_moment_put_back_restores(
-    moment: int, storage: tuple[Path, Trees], sample: Path, tmp_path: Path, start_python
+    moment: int, kind: str, made: tuple[Path, Slots], plain: Path, tmp_path: Path, start_python
 ) -> None:
     """The lock is taken before putting back: a killed process' programs may still be inside the kernel."""
-    folder, trees = storage
-    made = TreeSlots(folder / "slots", ("a", "b"), trees)
-    trees.clone(sample, made.path("a"))
+    folder, slots = made
+    slots.fill(plain, "a", "first")
+    slots.forget("first")
     if moment % 3:
-        make_tree(trees, made.path("b"), "former")
-    before = state(made)
+        fill_slot(slots, "b", "former")
+    before = state(slots)
     undo, lock = "undo" if moment % 2 else "", tmp_path / "lock"
-    process = start_python(COPY_FOR_EVER, folder / "slots", type(trees).__name__, undo, lock)
+    process = start_python(COPY_FOR_EVER, folder, kind, undo, lock, Path(slot_kinds.__file__).parent)
     assert process.stdout.readline() == "go\n"
-    time.sleep(moment * 0.0043)
+    time.sleep(moment * 0.0043 * SLOW.get(kind, 1))
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     with DeviceLock(lock):
         for _ in range(2):
-            made.put_back("b", "one")
-            assert state(made) == before
-    left = set(os.listdir(folder / "slots")) - {".kept"}
-    assert left == {name for name in made.names if made.path(name).exists()}
-    assert made.kept_names() == []
+            slots.put_back("b", "one")
+            assert state(slots) == before
+    left = set(os.listdir(folder / "slots")) - {".kept", ".ostree"}
+    assert left == {name for name in slots.names if slots.path(name).exists()}
+    assert slots.kept_names() == []
 
 
 # --- boot target --------------------------------------------------------------------------------------------------
