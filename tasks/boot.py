@@ -115,8 +115,8 @@ def check_running_slot() -> str:
     here = device()
     running, target = here.boot.running(), here.boot.target()
     if running != target:
-        tried = ", after the boot loader had used up its tries" if here.boot.tries_left() == 0 else ""
-        raise HealthCheckFailed(f"slot {target} did not start: slot {running} runs{tried}")
+        tried = f" in {here.config.boot.tries} tries" if here.boot.tries_left() == 0 else ""
+        raise HealthCheckFailed(f"slot {target} did not start{tried}: the boot loader went back to slot {running}")
     label = read_label(here.slots.path(running))
     if label.generation != here.boot.promise():
         raise HealthCheckFailed(f"slot {running} holds {label.version}, not the content that was to start")

@@ -8,7 +8,7 @@ as any command does.
 import os
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from otaflow.errors import OtaflowError
 from otaflow.journal import Journal
@@ -16,6 +16,9 @@ from otaflow.places import DEFAULT_PATH, VARIABLE
 from otaflow.platform.applications import UNITS
 from otaflow.platform.boots import Boots
 from otaflow.platform.systemd_units import is_arranged
+
+if TYPE_CHECKING:
+    from otaflow.platform.protocols import BootTarget
 
 SYSTEMD = Path("/etc/systemd/system")
 
@@ -56,24 +59,29 @@ def is_idle(path: Path) -> bool:
 
 def _runs_its_target(root: Path, values: dict[str, Any], boots: Boots) -> bool:
     """Whether the slot that was to start runs; False, too, where only the command can tell."""
-    settings = values.get("boot", {})
+    settings, places = values.get("boot", {}), values.get("slots", {})
     restart = settings.get("restart", "switch")
     if restart == "switch":  # no machine was restarted
         return True
-    if settings.get("kind", "index-file") != "index-file":
+    if places.get("kind", "directories") not in ("directories", "btrfs"):
         return False
-    from otaflow.platform.index_file import IndexFile
+    folder = root / places.get("path", "slots")
+    slots = {name: folder / name for name in places.get("names", ("a", "b"))}
+    boot: BootTarget
+    match settings.get("kind", "index-file"):
+        case "index-file":
+            from otaflow.platform.index_file import IndexFile
 
-    slots = values.get("slots", {})
-    folder = root / slots.get("path", "slots")
-    boot = IndexFile(
-        root / settings.get("index", "index.json"),
-        root / values.get("nvm", {}).get("path", "nvm") / "running.json",
-        restart=restart,
-        slots={name: folder / name for name in slots.get("names", ("a", "b"))},
-        boots=boots,
-    )
-    return boot.running() == boot.target()
+            record = root / values.get("nvm", {}).get("path", "nvm") / "running.json"
+            index = root / settings.get("index", "index.json")
+            boot = IndexFile(index, record, restart=restart, slots=slots, boots=boots)
+        case "grub":
+            from otaflow.platform.grub import GrubBoot
+
+            boot = GrubBoot(root / settings.get("grubenv", "/boot/grub/grubenv"), slots=slots, restart=restart)
+        case _:
+            return False
+    return boot.running() == boot.target() and boot.tries_left() is None
 
 
 def _knows_services(root: Path, values: dict[str, Any]) -> bool:

@@ -50,7 +50,7 @@ def test_the_records_hold_every_step() -> None:
     of_retention = {"find_expired", "end_full_backup", "end_snapshot", "remove_leavings", "remove_old_files"}
     elsewhere = ("policy", "applications", "services", "migration")  # test_every_moment_of_applications.py has the rest
     others = {name for name, step in STEPS.items() if step.do.__module__.rpartition(".")[2] in elsewhere}
-    others |= {"check_application", "check_removal"}
+    others |= {"check_application", "check_removal", "check_connection"}
     assert set(STEPS) - passed - of_the_repository - others == of_retention
 
 

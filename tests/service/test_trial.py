@@ -1,0 +1,356 @@
+"""The trial of a new system over its boots: what counts as failed, what the boot loader is given back, what is told.
+
+The machine is played: each `Machine.boot` is a boot of its own, with the loader's count (FakeBoot) and an ending.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from update_world import World
+
+from otaflow import progress
+from otaflow.errors import Restarting
+from otaflow.platform.boots import Boots, Ending
+from otaflow.platform.device import Device, using
+from otaflow.platform.fake import TRIES, FakeBoot
+from otaflow.platform.marks import Marks
+from otaflow.recovery import recover
+from otaflow.service import Ucm
+from otaflow.trial import put_target_right
+from otaflow.why import explain_end, in_words
+from otaflow.work import ProcessingLog
+
+SICK = "echo one >&2; echo two >&2; exit 1"
+
+
+class Machine:
+    """A machine that restarts into what its loader starts; a device is a process that begins in the present boot."""
+
+    def __init__(self, world: World, folder: Path) -> None:
+        self.world, self.folder = world, folder
+        self.loader: FakeBoot | None = None
+        self.number = 0
+        self.marks = folder / "run"
+        (folder / "boot_id").write_text("boot-0")
+
+    def device(self) -> Device:
+        device = self.world.device()
+        device.boots = Boots(device.nvm / "boots.json", self.folder / "boot_id", self.folder / "sys")
+        device.marks = Marks(self.marks)
+        if self.loader is None:
+            self.loader = FakeBoot(device.slots, at_once=False)
+            self.loader._promise = device.running_system().generation
+            self.loader._running = self.loader._target = device.boot.running()
+        device.boot = self.loader
+        return device
+
+    @contextmanager
+    def ucm(self) -> Iterator[Ucm]:
+        device = self.device()
+        with using(device), device.lock, progress.listening(ProcessingLog(device)):
+            device.boots.note_boot()
+            yield Ucm(device)
+
+    def boot(self, ending: Ending | None = None) -> None:
+        """The present boot ends so (None: by a power cut), and the machine starts."""
+        if ending:
+            self.device().boots.note_going_down(ending)
+        self.number += 1
+        (self.folder / "boot_id").write_text(f"boot-{self.number}")
+        for mark in self.marks.glob("*"):
+            mark.unlink()
+        assert self.loader
+        self.loader.start()
+
+    def begin(self, **package: Any) -> None:
+        """Process and activate an update, and restart into it, orderly."""
+        action = self.world.up(self.world.packages.make(**package)) if package else self.world.up()
+        with self.ucm() as ucm, pytest.raises(Restarting):
+            ucm.install(action)
+        self.boot(Ending.ORDERLY)
+
+    def recover(self, *, verifies: bool = False) -> None:
+        with self.ucm() as ucm:
+            recover(ucm, verifies=verifies)
+
+    @property
+    def state(self) -> str:
+        return str(self.device().journal.state)
+
+    @property
+    def tries(self) -> int | None:
+        assert self.loader
+        return self.loader.tries_left()
+
+    def marked(self) -> list[str]:
+        return sorted(path.name for path in self.marks.glob("*"))
+
+
+@pytest.fixture
+def kind() -> str:
+    return "directories"
+
+
+@pytest.fixture
+def machine(world: World, tmp_path: Path) -> Machine:
+    folder = tmp_path / "machine"
+    folder.mkdir()
+    return Machine(world, folder)
+
+
+def test_a_good_update_is_confirmed_by_its_last_step(machine: Machine) -> None:
+    machine.begin()
+    assert machine.tries == TRIES - 1
+    machine.recover()
+    assert machine.marked() == ["trial"]
+    machine.recover(verifies=True)
+    assert (machine.state, machine.tries) == ("Idle", None)
+    assert machine.marked() == ["confirmed", "trial"]
+    log = machine.device().logs / f"{machine.world.last()['session']}.log"
+    done = [line.split()[2:4] for line in log.read_text().splitlines() if line.split()[1] == "done"]
+    assert done.index(["check", "health"]) + 1 == done.index(["confirm", "slot"])
+
+
+def test_a_sick_one_is_never_confirmed(machine: Machine) -> None:
+    machine.begin(health=SICK)
+    with pytest.raises(Restarting):
+        machine.recover(verifies=True)
+    assert machine.tries is None, "the former slot is trusted"
+    assert machine.marked() == ["trial"]
+    machine.boot(Ending.ORDERLY)
+    machine.recover(verifies=True)
+    assert machine.world.last()["resolution"] == "kVerificationFailed"
+    assert machine.device().running_system().version == "1.1.0"
+
+
+@pytest.mark.parametrize("point", ["confirm_slot.acted", "confirm_slot.done", "$Success Verifying.before"])
+def test_the_power_goes_between_the_confirmation_and_the_success(
+    machine: Machine, point: str, fault_points: Any
+) -> None:
+    machine.begin()
+
+    class PowerCut(BaseException):
+        pass
+
+    from otaflow import fault
+
+    reached, fault.point = fault.point, lambda name: (_ for _ in ()).throw(PowerCut) if name == point else None
+    try:
+        with pytest.raises(PowerCut):
+            machine.recover(verifies=True)
+    finally:
+        fault.point = reached
+    assert (machine.state, machine.tries) == ("Verifying", None)
+    machine.boot()
+    machine.recover(verifies=True)
+    assert (machine.state, machine.tries) == ("Idle", None)
+    assert machine.world.last()["resolution"] == "kActivated"
+
+
+def test_nothing_is_on_trial_after_a_rollback_of_a_confirmed_one(machine: Machine) -> None:
+    with machine.ucm() as ucm, pytest.raises(Restarting):
+        ucm.process(machine.world.up())
+        ucm.activate()
+        ucm.verify()
+    machine.boot(Ending.ORDERLY)
+    with machine.ucm() as ucm:
+        ucm.verify()
+        assert ucm.state == "Activated"
+        with pytest.raises(Restarting):
+            ucm.rollback()
+    machine.boot(Ending.ORDERLY)
+    with machine.ucm() as ucm:
+        recover(ucm)
+        ucm.finish()
+    assert (machine.state, machine.tries) == ("Idle", None)
+    assert machine.device().boot.running() == machine.device().boot.target()
+
+
+# --- what counts ------------------------------------------------------------------------------------------------------
+
+COUNTS = {
+    "a power cut": (None, 0, 1),
+    "an orderly restart": (Ending.ORDERLY, 0, 0),
+    "a hang": (Ending.HANG, 1, 0),
+    "a crash": (Ending.CRASH, 1, 0),
+    "the deadline": (Ending.DEADLINE, 1, 0),
+}
+
+
+@pytest.mark.parametrize("case", COUNTS)
+def test_how_a_boot_on_trial_ended_counts(case: str, machine: Machine) -> None:
+    ending, failed, cuts = COUNTS[case]
+    machine.begin()
+    machine.recover()
+    left = machine.tries
+    machine.boot(ending)
+    machine.recover()
+    trial = machine.device().journal.session.notes["trial"]
+    assert (trial["failed"], trial["cuts"]) == (failed, cuts)
+    given_back = cuts
+    assert machine.tries == left - 1 + given_back
+    machine.recover()
+    assert machine.tries == left - 1 + given_back, "once in each boot"
+    assert machine.device().journal.session.notes["trial"] == trial
+    machine.recover(verifies=True)
+    assert machine.world.last()["resolution"] == "kActivated"
+
+
+def test_the_former_systems_end_gives_nothing_back(machine: Machine) -> None:
+    """The power is cut while the machine goes down into the new system: the loader has counted one start only."""
+    with machine.ucm() as ucm, pytest.raises(Restarting):
+        ucm.install(machine.world.up())
+    machine.boot()
+    machine.recover()
+    assert machine.tries == TRIES - 1
+
+
+@pytest.mark.parametrize("ending", [Ending.HANG, Ending.CRASH, Ending.DEADLINE], ids=lambda one: one.name)
+def test_a_system_that_hangs_each_time_falls_back_and_is_told(machine: Machine, ending: Ending) -> None:
+    machine.begin()
+    for _ in range(TRIES):
+        machine.recover()
+        assert machine.device().running_system().version == "1.2.0"
+        machine.boot(ending)
+    assert machine.device().running_system().version == "1.1.0", "the loader went back"
+    with machine.ucm() as ucm, pytest.raises(Restarting):
+        recover(ucm)
+    machine.boot(Ending.ORDERLY)
+    machine.recover(verifies=True)
+    last = machine.world.last()
+    assert last["resolution"] == "kVerificationFailed"
+    assert last["why"] == f"slot a did not start in {TRIES} tries: the boot loader went back to slot b"
+    assert (machine.state, machine.tries) == ("Idle", None)
+
+
+def test_a_system_that_hangs_more_often_than_it_may_is_rolled_back(machine: Machine) -> None:
+    """Where the boot loader counts nothing, we do."""
+    machine.world.configure("[health]\ntrials = 2\n")
+    machine.begin()
+    assert machine.loader
+    machine.loader.confirm()
+    for _ in range(2):
+        machine.recover()
+        machine.boot(Ending.HANG)
+    with pytest.raises(Restarting):
+        machine.recover(verifies=True)
+    assert "2 times, and never to the end (the watchdog, the watchdog)" in machine.world.last()["why"]
+
+
+def test_power_cuts_take_no_try_until_there_are_too_many(machine: Machine) -> None:
+    machine.world.configure("[health]\npower_cuts = 5\n")
+    machine.begin()
+    machine.recover()
+    for cuts in range(1, 5):
+        machine.boot()
+        machine.recover()
+        assert machine.tries == TRIES - 1, cuts
+    machine.boot()
+    with pytest.raises(Restarting):
+        machine.recover(verifies=True)
+    assert "the power was cut 5 times" in machine.world.last()["why"]
+    machine.boot(Ending.ORDERLY)
+    machine.recover(verifies=True)
+    assert machine.device().running_system().version == "1.1.0"
+
+
+def test_power_cuts_for_ever_before_anything_is_verified_end_in_the_former_system(machine: Machine) -> None:
+    machine.world.configure("[health]\npower_cuts = 4\n")
+    machine.begin()
+    for _ in range(4 + TRIES):
+        machine.recover()
+        if machine.device().running_system().version == "1.1.0":
+            break
+        machine.boot()
+    assert machine.device().running_system().version == "1.1.0"
+
+
+# --- another slot runs ------------------------------------------------------------------------------------------------
+
+
+def test_a_trusted_slot_that_did_not_start_is_told_and_what_runs_is_kept(machine: Machine) -> None:
+    device = machine.device()
+    assert machine.loader
+    running = machine.loader.running()
+    machine.loader._running = device.spare()
+    before = {name: machine.world.picture().get(f"slots/{name}/bin/hello") for name in "ab"}
+    with machine.ucm() as ucm:
+        why = put_target_right(ucm.device)
+        assert put_target_right(ucm.device) == ""
+    assert f"slot {running} (demo-system 1.1.0) was to start, and did not" in why
+    assert machine.loader.target() == machine.loader.running() != running
+    assert machine.loader.promise() == machine.device().running_system().generation
+    last = machine.world.last()
+    assert (last["action"], last["resolution"], last["why"]) == ("Boot", "kFailed", why)
+    assert {name: machine.world.picture().get(f"slots/{name}/bin/hello") for name in "ab"} == before
+    assert machine.device().spare() == running
+
+
+@pytest.mark.parametrize("content", ["x", None], ids=["damaged", "gone"])
+def test_what_did_not_start_may_be_damaged(machine: Machine, content: str | None) -> None:
+    device = machine.device()
+    assert machine.loader
+    label = next(device.slots.path(device.boot.running()).glob(".otaflow*"))
+    machine.loader._running = device.spare()
+    label.unlink() if content is None else label.write_text(content)
+    with machine.ucm() as ucm:
+        assert "was to start, and did not" in put_target_right(ucm.device)
+
+
+def test_a_session_is_left_to_its_recovery(machine: Machine) -> None:
+    machine.begin()
+    assert machine.loader
+    machine.loader._running = "a"
+    with machine.ucm() as ucm:
+        assert put_target_right(ucm.device) == ""
+
+
+# --- why --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_checks_output_and_the_boots_log_are_kept_outside_the_slots(
+    machine: Machine, otaflow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+
+    def journal(boot: int = 0, **where: Any) -> list[str]:
+        calls.append((boot, where))
+        return ["== not a title ==", "kernel: oops\x1b[31m", "systemd: failed"]
+
+    monkeypatch.setattr("otaflow.trial.read_journal", journal)
+    machine.world.configure('[boot]\nrestart = ["true"]\n')
+    machine.begin(health=SICK)
+    machine.recover()
+    machine.boot(Ending.HANG)
+    with pytest.raises(Restarting):
+        machine.recover(verifies=True)
+    machine.boot(Ending.ORDERLY)
+    machine.recover(verifies=True)
+    why = explain_end(machine.device())
+    assert why["record"]["resolution"] == "kVerificationFailed"
+    said = "\n".join(why["said"])
+    assert "hello: one" in said
+    assert "hello: two" in said
+    titles = [line for line in why["boot_log"].splitlines() if line.startswith("== ")]
+    assert len(titles) == 2
+    assert titles[0].endswith("which the watchdog ended ==")
+    assert titles[1] == "== slot a: the boot in which the trial failed =="
+    assert "kernel: oops�[31m" in why["boot_log"]
+    assert calls[0][0] == -1
+    shown = otaflow("history", "--why").stdout
+    assert shown.splitlines() == in_words(why)
+    number = why["number"]
+    assert json.loads(otaflow("history", "--why", str(number), "--json").stdout) == why
+    assert otaflow("history", str(number), check=False).returncode == 1
+    assert "there is no record 99" in otaflow("history", "--why", "99", check=False).stderr
+
+
+def test_nothing_has_failed_yet(world: World, otaflow: Any) -> None:
+    done = otaflow("history", "--why", check=False)
+    assert done.returncode == 1
+    assert "nothing has failed" in done.stderr
+    assert "kActivated" in otaflow("history", "--why", "1").stdout
