@@ -10,6 +10,7 @@ the tries when the switch has fallen back.
 
 import hashlib
 import json
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
@@ -62,18 +63,16 @@ def write_index(path: Path, index: Index) -> None:
 
 
 def read_count(path: Path, promise: str) -> int:
-    """How often the content `promise` of the index file `path` was started on trial. OtaflowError: damaged."""
-    counter = counter_of(path)
+    """How often the content `promise` of the index file `path` was started on trial.
+
+    A damaged counter, or one of another content, is none, as the switch takes it.
+    """
     try:
-        content, _, count = counter.read_text().removesuffix("\n").rpartition(" ")
-        return int(count) if content == promise else 0
+        line = counter_of(path).read_bytes()
     except FileNotFoundError:
         return 0
-    except ValueError as error:
-        raise OtaflowError(
-            f"cannot tell how often the slot on trial was started: {counter} is damaged",
-            hint="remove it: counting begins anew",
-        ) from error
+    found = re.fullmatch(rb"(.*) (0|[1-9][0-9]{0,2})\n?", line)
+    return int(found[2]) if found and found[1] == promise.encode() else 0
 
 
 def write_count(path: Path, promise: str, count: int) -> None:

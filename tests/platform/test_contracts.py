@@ -1,6 +1,5 @@
 """What every adapter promises (platform/protocols.py), on the real ones and on the fakes."""
 
-import json
 import os
 import signal
 import time
@@ -12,12 +11,10 @@ import slot_kinds
 from slot_kinds import make_slots, partitions, why_not
 
 from otaflow.errors import OtaflowError
-from otaflow.platform.boots import Boots
 from otaflow.platform.btrfs import BtrfsTrees
 from otaflow.platform.describe import describe, tree_digest
 from otaflow.platform.directories import FolderTrees
-from otaflow.platform.fake import FakeBoot, FakeTrees, make_fake_slots
-from otaflow.platform.index_file import IndexFile
+from otaflow.platform.fake import FakeTrees
 from otaflow.platform.lock import DeviceLock
 from otaflow.platform.protocols import BootTarget, Slots, Trees
 
@@ -317,51 +314,3 @@ def test_killed_at_any_moment_put_back_restores(
     left = set(os.listdir(folder / "slots")) - {".kept", ".ostree"}
     assert left == {name for name in slots.names if slots.path(name).exists()}
     assert slots.kept_names() == []
-
-
-# --- boot target --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(params=["fake", "index file"])
-def boot(request: pytest.FixtureRequest, tmp_path: Path) -> BootTarget:
-    """A boot target that starts slot a."""
-    slots = make_fake_slots(tmp_path / "slots")
-    if request.param == "fake":
-        return FakeBoot(slots)
-    made = IndexFile(
-        tmp_path / "index.json",
-        tmp_path / "running.json",
-        slots={name: slots.path(name) for name in slots.names},
-        boots=Boots(tmp_path / "boots.json"),
-    )
-    made.set_target("a", "")
-    return made
-
-
-def test_the_running_slot_changes_with_the_restart_only(boot: BootTarget) -> None:
-    boot.set_target("b", "generation 2")
-    assert (boot.running(), boot.target(), boot.promise()) == ("a", "b", "generation 2")
-    assert boot.restart()
-    assert (boot.running(), boot.target(), boot.promise()) == ("b", "b", "generation 2")
-
-
-def test_setting_the_target_twice_and_back(boot: BootTarget) -> None:
-    boot.set_target("b", "x")
-    boot.set_target("b", "x")
-    boot.set_target("a", "")
-    assert boot.restart()
-    assert (boot.running(), boot.target(), boot.promise()) == ("a", "a", "")
-
-
-def test_an_unknown_slot(boot: BootTarget) -> None:
-    with pytest.raises(OtaflowError, match="cannot start the slot 'c'"):
-        boot.set_target("c", "")
-    assert boot.target() == "a"
-
-
-def test_the_index_is_json(tmp_path: Path) -> None:
-    made = IndexFile(tmp_path / "i", tmp_path / "r", slots={"a": tmp_path}, boots=Boots(tmp_path / "boots"))
-    made.set_target("a", "promised")
-    values = json.loads((tmp_path / "i").read_text())
-    assert values.pop("checksum")
-    assert values == {"format": 1, "boot": "a", "promise": "promised"}

@@ -1,0 +1,22 @@
+"""The switch of deployments/initrd as a program: it chooses the slot that a machine, or a test, starts next."""
+
+import subprocess
+from pathlib import Path
+
+from otaflow.platform.device import Device
+
+SWITCH = Path(__file__).parents[2] / "deployments" / "initrd" / "otaflow-switch"
+
+
+def choose_slot(index: Path, slots: Path, names: tuple[str, str] = ("a", "b"), *, shell: tuple[str, ...] = ()) -> str:
+    """Run the switch as an initial RAM disk does, which counts a start on trial; the name of the slot that starts."""
+    command = [*shell, SWITCH, index, slots, *names]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.removesuffix("\n")
+
+
+def choose_root(device: Device) -> Path:
+    """The root folder that `device` starts from next: `machine.root = choose_root(device)` before each boot."""
+    slots = device.slots
+    return slots.path(choose_slot(device.boot_file, slots.path(slots.names[0]).parent, slots.names))
