@@ -8,6 +8,7 @@ from otaflow.errors import CommandFailed
 from otaflow.history import ACTIVATED
 from otaflow.platform.backups import Entry
 from otaflow.platform.device import device
+from otaflow.platform.durable import sync_device
 from otaflow.platform.scratch import remove_scratch
 from otaflow.tasks.applications import release_gone
 from otaflow.tasks.backups import remove_full, remove_snapshot
@@ -22,11 +23,15 @@ CACHE_DAYS = 30
 
 @step("remove temporary files", retries=2)
 def remove_temporary(session: str) -> None:
-    """Remove what the session extracted into the cache, and give its reserves back."""
+    """Remove what the session extracted into the cache, and give its reserves back.
+
+    It is the last step of a session: what was removed stays so when the power goes after the end.
+    """
     release_reserve()
     for folder in (device().cache / "extracted").glob(f"{session}-*"):
         with suppress(OSError, CommandFailed):  # the next cleaning tries again
             remove_scratch(folder)
+    sync_device(device())
 
 
 @step("remove package from cache", retries=2)

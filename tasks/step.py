@@ -28,6 +28,7 @@ from otaflow import fault, progress
 from otaflow.errors import ProcessSwPackageCancelled, Refused, UcmError, UndoFailed
 from otaflow.journal import Intent, Journal
 from otaflow.platform.device import device
+from otaflow.platform.durable import sync_device
 
 if TYPE_CHECKING:
     from prefect import Task
@@ -129,6 +130,7 @@ class Step(Generic[P, R]):
         try:
             if self.take_back:
                 self._undo(intent.memory)
+                sync_device(device())
         except Exception as error:
             device().journal.undo_failed(intent, str(error))
             raise UndoFailed(

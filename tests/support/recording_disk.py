@@ -24,7 +24,8 @@ MEMORY = Path("/dev/shm")
 HEAD = struct.Struct("<cQI")
 PLUGIN = Path(__file__).with_name("recording_plugin.py")
 NEEDED = ("nbdkit", "nbdfuse", "losetup", "mkfs.btrfs", "mkfs.ext4")
-SECTOR = 512
+SECTOR = 4096
+"""What a disk writes whole: flash and present disks do; a torn superblock of btrfs could not be started from."""
 FORMAT = {
     # one copy of the metadata: nothing that is torn is mended by another copy
     "btrfs": ["mkfs.btrfs", "-q", "-m", "single"],

@@ -1,0 +1,175 @@
+"""The invariants of docs/reliability.md, as one function: what must hold on whatever a power cut leaves.
+
+First the disk is looked at as the boot loader finds it, then the device starts as the unit files have it start, and then
+it is looked at again.
+"""
+
+import contextlib
+import zlib
+from typing import Any
+
+from power_stories import Facts, Marks, Story, client_calls, outcome, plain, quicken, resolutions, survey
+
+from otaflow import history
+from otaflow.action import Action
+from otaflow.cli.update import recover
+from otaflow.errors import OtaflowError
+from otaflow.platform.describe import tree_digest
+from otaflow.platform.labels import read_label
+from otaflow.records import read
+
+NEW, OLD = "new", "old"
+
+
+def check(story: Story, world: Any, facts: Facts, moment: int, *, marks: Marks | None = None) -> list[str]:
+    """What is wrong with the device after a power cut when the log was `moment` long; empty where nothing is."""
+    wrong = look_before(world, facts, moment)
+    if any(one.startswith(("boot target", "journal")) for one in wrong):
+        return wrong  # nothing can start from this
+    allowed = [end for end in (NEW, OLD) if end in allowed_ends(story, facts, moment)]
+    try:
+        start(story, world, facts)
+    except Exception as error:
+        return [*wrong, f"start: {type(error).__name__}: {error}"]
+    return wrong + look_after(story, world, facts, allowed)
+
+
+# --- as the boot loader finds it --------------------------------------------------------------------------------------
+
+
+def look_before(world: Any, facts: Facts, moment: int) -> list[str]:
+    """The boot target, the slot that ran, the journal and the history, before anything has started."""
+    wrong = []
+    device = world.device()
+    try:
+        target, promise = device.boot.target(), device.boot.promise()
+        generation = read_label(device.slots.path(target)).generation
+        if generation != promise:
+            wrong.append(f"boot target: slot {target} holds another generation than the promised one")
+        elif facts["contents"].get(generation) != tree_digest(device.slots.path(target), times=True):
+            wrong.append(f"boot target: the content of slot {target} is not the one of its generation")
+    except (OtaflowError, OSError) as error:
+        wrong.append(f"boot target: {error}")
+    running = device.slots.path(facts["running"])
+    if tree_digest(running, times=True) != facts["running content"]:
+        wrong.append(f"running slot: the content of {running.name} is touched")
+    return wrong + look_at_records(world, facts, moment)
+
+
+def look_at_records(world: Any, facts: Facts, moment: int) -> list[str]:
+    """What the journal said at a passed mark, it says."""
+    wrong = []
+    try:
+        read(world.root / "nvm/journal")
+        world.device().history.read()
+    except (OtaflowError, OSError) as error:
+        return [f"journal or history: {error}"]
+    passed = [mark for mark in facts["marks"] if mark["at"] <= moment]
+    journals = [mark for mark in passed if "journal" in mark]
+    if journals:
+        length, checksum = journals[-1]["journal"]
+        content = (world.root / "nvm/journal").read_bytes()
+        if zlib.crc32(content[:length]) != checksum:
+            wrong.append(f"acknowledged: the journal lost what it said at {journals[-1]['name']}")
+    if passed and passed[-1]["name"] == "?answered" and resolutions(world, facts) != passed[-1]["resolutions"]:
+        wrong.append("acknowledged: the history lost the end that was answered")
+    return wrong
+
+
+# --- as it goes on ----------------------------------------------------------------------------------------------------
+
+
+def allowed_ends(story: Story, facts: Facts, moment: int) -> set[str]:
+    """The old device, the new one, or either where the decision was being made."""
+    if not story.turn:
+        return {NEW} if "retention" in story.calls else {OLD}
+    places = {mark["name"]: mark["at"] for mark in reversed(facts["marks"])}
+    transition = story.turn.startswith("$")
+    before = f"{story.turn} Processing.before" if transition else f"{story.turn}.before"
+    done = f"{story.turn} Processing.after" if transition else f"{story.turn}.done"
+    ends = set()
+    if moment <= places.get(done, float("inf")) and moment != places.get(done):
+        ends.add(OLD)
+    if moment > places.get(before, float("inf")):
+        ends.add(NEW)
+    return ends
+
+
+def start(story: Story, world: Any, facts: Facts) -> None:
+    """otaflow-recover.service, then otaflow-resume.service; a client goes on with its calls."""
+    quicken()
+    recover(config=world.config, verify=False, json=True)
+    if story.calls:
+        _go_on_as_client(story, world, facts)
+        return
+    with world.ucm() as ucm, contextlib.suppress(OtaflowError):
+        ucm.go_on()
+
+
+def _go_on_as_client(story: Story, world: Any, facts: Facts) -> None:
+    actions = [Action(**action) for action in facts["actions"]]
+    with world.ucm() as ucm:
+        if "retention" in story.calls:
+            client_calls(ucm, "retention", actions)
+            return
+        if ucm.state == "Verifying":
+            with contextlib.suppress(OtaflowError):
+                ucm.verify()
+        for state, calls in AFTER:
+            if ucm.state == state:
+                call = next((call for call in calls if call in story.calls), "")
+                if call:
+                    client_calls(ucm, call, actions)
+
+
+AFTER = (
+    ("Ready", ("revert", "activate")),
+    ("Verifying", ("verify",)),
+    ("Activated", ("rollback", "finish")),
+    ("Rolled-back", ("finish",)),
+)
+"""What a client calls in each state, the first of these that its story has."""
+
+
+def look_after(story: Story, world: Any, facts: Facts, allowed: list[str]) -> list[str]:
+    """The device is the old one or the new one, wholly; its state, journal and history agree; nothing is left over."""
+    device = world.device()
+    if device.journal.state != "Idle":
+        return [f"state: {device.journal.state}, not Idle"]
+    wrong = [f"state: {intent.id} is still open" for intent in device.journal.open_intents()]
+    old = differences(facts["before"], plain(survey(world)))
+    new = differences(facts["after"], plain(outcome(story, world))) if facts["after"] is not None else {"?": ("", "")}
+    unlike = {OLD: old, NEW: new}
+    found = [end for end in (OLD, NEW) if not unlike[end]]
+    if not set(found) & set(allowed):
+        nearer = min((unlike[end] for end in allowed), key=len)
+        is_other = f", but the {found[0]} one" if found else ""
+        wrong.append(f"it is not the {' or '.join(allowed)} device{is_other}: {str(nearer)[:600]}")
+    if found and device.boot.target() != device.boot.running():
+        wrong.append("boot target: another slot runs than starts next")
+    return wrong + look_at_history(story, world, facts, found)
+
+
+def look_at_history(story: Story, world: Any, facts: Facts, found: list[str]) -> list[str]:
+    """One end for each action of a session that began, and the right one."""
+    device = world.device()
+    ends = resolutions(world, facts)
+    began = device.journal.session.id != facts["session"]
+    actions = facts["actions"] if began else []
+    if "retention" in story.calls or "revert" in story.calls or "rollback" in story.calls:
+        return []
+    known = [len(device.journal.session.actions)] if began else [0]
+    if len(ends) not in known:
+        return [f"history: {ends} for {len(actions)} actions"]
+    good = [end == history.ACTIVATED for end in ends]
+    if ends and found == [NEW] and not all(good):
+        return [f"history: {ends}, and the device is the new one"]
+    if ends and found == [OLD] and any(good):
+        return [f"history: {ends}, and the device is the old one"]
+    return []
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """What is not the same."""
+    names = one.keys() | other.keys()
+    return {name: (one.get(name), other.get(name)) for name in sorted(names) if one.get(name) != other.get(name)}

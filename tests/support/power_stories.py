@@ -1,0 +1,259 @@
+"""The stories of which every moment is cut: what is done to a device, on a recording disk, and how it may end.
+
+A story is made once (a device with a past, its packages built), told on the recording disk with every fault point
+marked in the log, and told as a list of facts that hold at each moment: what was promised, and what was answered.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import sqlite3
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from app_world import ADD_AUTHOR, LightWorld, build_system
+from update_world import FAILING, SICK, Packages, World
+
+from otaflow import fault, history
+from otaflow.action import Action
+from otaflow.errors import OtaflowError
+from otaflow.platform.describe import tree_digest
+from otaflow.platform.labels import read_label
+
+Facts = dict[str, Any]
+Actions = list[dict[str, Any]]
+UNWELL = {"health": [{"name": "well", "command": ["sh", "-c", "echo unwell; exit 1"], "tries": 1}]}
+DATABASE = {"kind": "sqlite", "path": "notes.db", "application": "notes"}
+OF_THE_SYSTEM: dict[str, Any] = {
+    "migrations": [{"database": DATABASE, "sql": ["up.sql"]}],
+    "services": {"restart": ["notes.service"]},
+}
+
+
+class SystemWorld(World):
+    """A device without applications, its packages beside it."""
+
+    @property
+    def world(self) -> World:
+        return self
+
+
+@dataclass
+class Story:
+    """What is told. `turn` is the step that decides: before its `before` it is taken back, after its `done` it goes on.
+
+    Without a turn the device ends as it was. `calls` are a client's calls, instead of one unattended session.
+    """
+
+    name: str
+    choose: Callable[[Any], list[Action]]
+    applications: bool = False
+    turn: str = ""
+    calls: tuple[str, ...] = ()
+    more: str = ""
+    ends: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Resolutions of the actions: of the `new` device and of the `old` one."""
+
+
+def light(world: LightWorld, sql: str = ADD_AUTHOR, **more: Any) -> Action:
+    return world.action("1.1.0", world.build_light("1.1.0", before="1.0.0", sql=sql, **more))
+
+
+def system_and_application(world: LightWorld) -> list[Action]:
+    files = {"up.sql": "INSERT INTO notes (text) VALUES ('of the system');"}
+    return [build_system(world, files=files, **OF_THE_SYSTEM), light(world)]
+
+
+CLIENT = ("process", "activate", "verify", "finish")
+STORIES = {
+    story.name: story
+    for story in (
+        Story("good update", lambda world: [world.up()], turn="flip_slot"),
+        Story("failing program", lambda world: [world.up(world.packages.make(program=FAILING))]),
+        Story("sick update", lambda world: [world.up(world.packages.make(health=SICK))]),
+        Story("previous slot", lambda world: [world.action("previous-slot")], turn="flip_slot"),
+        Story("backup", lambda world: [world.action("backup")], turn="flip_slot"),
+        Story("snapshot", lambda world: [world.action("snapshot")], turn="restore_main"),
+        Story("client's update", lambda world: [world.up()], turn="$Success ProcessSwPackage", calls=CLIENT),
+        Story("client's rollback", lambda world: [world.up()], calls=(*CLIENT[:3], "rollback", "finish")),
+        Story("client's revert", lambda world: [world.up()], calls=("process", "revert")),
+        Story("clean-up", lambda world: [], calls=("retention",), more="[backups]\nretention_days = 0\nretention_reboots = 0\n"),
+        Story("application", lambda world: [light(world)], applications=True, turn="replace_files"),
+        Story("sick application", lambda world: [light(world, **UNWELL)], applications=True),
+        Story("system and application", system_and_application, applications=True, turn="flip_slot"),
+        Story("removal", lambda world: [world.action("1.0.0", Path(), "remove")], applications=True, turn="remove_application"),
+    )
+}
+
+
+def plain(value: Any) -> Any:
+    """As it comes back from JSON, so that what was written down compares with what is seen."""
+    return json.loads(json.dumps(value, default=repr))
+
+
+def open_world(story: Story, top: Path, kind: str) -> Any:
+    """The story's world on the disk that is mounted at `top`."""
+    folder = top / "w"
+    if story.applications:
+        world = LightWorld.__new__(LightWorld)
+        world.folder, world.kind, world.config, world.port = folder, kind, folder / "otaflow.toml", 0
+        return world
+    return SystemWorld(folder, kind, Packages(top / "packages"))
+
+
+def make(story: Story, top: Path, kind: str) -> Facts:
+    """Make the device with its past, and its packages; the facts are what it is and what is to be done."""
+    if story.applications:
+        world: Any = LightWorld(top / "w", kind)
+        world.install_light()
+    else:
+        world = open_world(story, top, kind)
+        world.folder.mkdir()
+        world.packages.folder.mkdir()
+        world.make()
+        world.configure(story.more)
+    facts: Facts = {"actions": [action.record() for action in story.choose(world)]}
+    device = world.device()
+    facts["running"] = device.boot.running()
+    facts["records"] = len(device.history.read())
+    facts["transitions"] = len(device.journal.session.transitions)
+    facts["session"] = device.journal.session.id
+    facts["contents"] = contents(world)
+    facts["before"] = plain(survey(world))
+    facts["running content"] = tree_digest(device.slots.path(device.boot.running()), times=True)
+    facts["marks"] = []
+    if story.applications:
+        world.close()
+    os.sync()
+    return facts
+
+
+def contents(world: Any) -> dict[str, str]:
+    """The digest of each labelled slot by its generation."""
+    device, found = world.device(), {}
+    for name in device.slots.names:
+        with contextlib.suppress(OtaflowError):
+            path = device.slots.path(name)
+            found[read_label(path).generation] = tree_digest(path, times=True)
+    return found
+
+
+def survey(world: Any) -> dict[str, Any]:
+    """All that must be as it was: the world's picture, and the name of everything that is there."""
+    names = set()
+    for folder, folders, files in os.walk(world.root):
+        inside = str(Path(folder).relative_to(world.root))
+        if inside in ("data", "nvm/services", "nvm/logs"):
+            folders.clear()
+            continue
+        names.update(f"{inside}/{name}" for name in (*folders, *files) if not _comes_and_goes(f"{inside}/{name}") and name != ".index.json.new")
+    picture = {name: value[:5] if name == "nvm/running.json" else value for name, value in world.picture().items()}
+    return {name: value for name, value in picture.items() if not _is_cut_off(name)} | {"?names": sorted(names)}
+
+
+def _is_cut_off(name: str) -> bool:
+    """What a cut-off write left beside a file that is replaced: it has one name, and the next write takes it."""
+    return name == ".index.json.new" or (name.startswith("nvm/.") and name.endswith(".new"))
+
+
+def _comes_and_goes(name: str) -> bool:
+    """Folders that are made when first needed, and what tells of the past."""
+    return name.startswith(("./nvm", "nvm/")) and "reserve" not in name or name in ("slots/.kept", "cache/extracted", "./dumps")
+
+
+def outcome(story: Story, world: Any) -> dict[str, Any]:
+    """What the device is after the story, without what differs between two times that it is told."""
+    if not story.applications:
+        found = {name: value for name, value in world.outcome().items() if not _is_cut_off(name)}
+        return {name: value[:5] if name == "nvm/running.json" else value for name, value in found.items()}
+    picture = {
+        name: value[:5] if isinstance(value, tuple) else value
+        for name, value in world.picture().items()
+        if not name.endswith((".otaflow-application.json", ".otaflow.json"))
+    }
+    return picture
+
+
+# --- telling ----------------------------------------------------------------------------------------------------------
+
+
+class Marks:
+    """Writes down outside what is reached, and what is promised there, with the length of the disk's log."""
+
+    def __init__(self, world: Any, log: Path) -> None:
+        self.world, self.log = world, log
+        self.found: list[dict[str, Any]] = []
+        self.contents: dict[str, str] = {}
+
+    def note(self, name: str, **facts: Any) -> None:
+        self.found.append({"name": name, "at": self.log.stat().st_size, **facts})
+
+    def reach(self, name: str) -> None:
+        """A fault point: after `.after` and `.done` the journal is durable as it is."""
+        if name.endswith(("flip_slot.before", "restart.before")):
+            self.contents |= contents(self.world)
+        facts: Facts = {}
+        if name.endswith((".after", ".done")):
+            journal = (self.world.root / "nvm/journal").read_bytes()
+            facts = {"journal": [len(journal), zlib.crc32(journal)]}
+        self.note(name, **facts)
+
+
+def tell(story: Story, world: Any, facts: Facts, log: Path) -> Facts:
+    """Do what the story says, on the disk whose log is `log`; returns the facts and the marks."""
+    marks = Marks(world, log)
+    quicken()
+    fault.trace(marks.reach)
+    try:
+        with contextlib.suppress(OtaflowError):
+            _do(story, world, facts, marks)
+    finally:
+        fault.trace(None)
+    marks.note("?answered", resolutions=resolutions(world, facts))
+    after = plain(outcome(story, world))
+    return {"marks": marks.found, "contents": facts["contents"] | marks.contents, "after": after,
+            "resolutions": resolutions(world, facts)}
+
+
+def _do(story: Story, world: Any, facts: Facts, marks: Marks) -> None:
+    actions = [Action(**action) for action in facts["actions"]]
+    with world.ucm() as ucm:
+        if not story.calls:
+            for action in actions:
+                ucm.process(action, unattended=True)
+            ucm.go_on()
+        for call in story.calls:
+            client_calls(ucm, call, actions)
+            marks.note(f"?{call} answered", state=str(ucm.state))
+
+
+def client_calls(ucm: Any, call: str, actions: list[Action]) -> None:
+    """One call of a client."""
+    if call == "retention":
+        from otaflow.flows.retention import retention
+
+        ucm.run(retention, {})
+    elif call == "process":
+        for action in actions:
+            ucm.process(action)
+    else:
+        getattr(ucm, call)()
+
+
+def resolutions(world: Any, facts: Facts) -> list[str]:
+    """How the story's actions ended, as the history has it."""
+    return [record["resolution"] for record in world.device().history.read()[facts["records"] :]]
+
+
+def quicken() -> None:
+    """No waiting between the tries of a step."""
+    from otaflow.tasks.step import STEPS
+
+    for step in STEPS.values():
+        if step.name != "connect":
+            retries = step.limits()[0]
+            step.limits = lambda retries=retries: (retries, 0)  # type: ignore[misc]
