@@ -11,7 +11,7 @@ SWITCH = Path(__file__).parents[2] / "deployments" / "initrd" / "otaflow-switch"
 def choose_slot(index: Path, slots: Path, names: tuple[str, str] = ("a", "b"), *, shell: tuple[str, ...] = ()) -> str:
     """Run the switch as an initial RAM disk does, which counts a start on trial; the name of the slot that starts."""
     command = [*shell, SWITCH, index, slots, *names]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.removesuffix("\n")
 
