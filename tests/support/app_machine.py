@@ -168,10 +168,10 @@ class SystemInside(LightInside):
         device = self.device()
         return device.slots.path(device.boot.target())
 
-    def build_system(self, version: str = "1.1.0", **metadata: Any) -> Action:
-        """The action that installs a system package."""
+    def build_system(self, version: str = "1.1.0", *, program: str = "", **metadata: Any) -> Action:
+        """The action that installs a system package; `program` is what its update program does beside."""
         source = Path(tempfile.mkdtemp(dir=self.folder))
-        (source / "update").write_text('#!/bin/sh\necho "$OTAFLOW_VERSION_TO" > "$OTAFLOW_SLOT/version"\n')
+        (source / "update").write_text(f'#!/bin/sh\necho "$OTAFLOW_VERSION_TO" > "$OTAFLOW_SLOT/version"\n{program}')
         (source / "update").chmod(0o755)
         values = {"format": 1, "name": SYSTEM, "kind": "system", "version": version, "update_number": 1}
         (source / "metadata").write_text(json.dumps({**values, **metadata}))
