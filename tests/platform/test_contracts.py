@@ -16,7 +16,7 @@ from otaflow.platform.describe import describe, tree_digest
 from otaflow.platform.directories import FolderTrees
 from otaflow.platform.fake import FakeTrees
 from otaflow.platform.lock import DeviceLock
-from otaflow.platform.protocols import BootTarget, Slots, Trees
+from otaflow.platform.protocols import Slots, Trees
 
 KINDS = ["fake", "directories", pytest.param("btrfs", marks=pytest.mark.btrfs)]
 
