@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 
+from otaflow.errors import OtaflowError
 from otaflow.flows.phase import phase
 from otaflow.platform.device import Device
 from otaflow.platform.labels import FILE_NAME
@@ -43,5 +44,5 @@ def disown_rest(device: Device) -> None:
     for intent in device.journal.open_intents():
         spare, kept = intent.memory.get("spare"), intent.memory.get("kept")
         if spare in device.slots.names and spare != device.boot.running() and kept in device.slots.kept_names():
-            with suppress(OSError):
+            with suppress(OSError, OtaflowError):
                 (device.slots.path(spare) / FILE_NAME).unlink(missing_ok=True)

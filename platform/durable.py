@@ -1,4 +1,4 @@
-"""All that a device is, on the disk: what was done or taken back is recorded only when no power cut can bring it back."""
+"""All that a device is, on the disk: what is done or undone is recorded only when no power cut can bring it back."""
 
 from pathlib import Path
 
@@ -11,7 +11,9 @@ def sync_device(device: Device) -> None:
 
     A removed tree is there again after a power cut until its file system is synced: fsync of the journal is no help.
     """
-    slots = [device.slots.path(name).parent for name in device.slots.names]
+    slots = [device.slots.place(name) for name in device.slots.names]
+    if device.config.slots.devices is None:  # of btrfs each slot would be synced as a file system, which is one with it
+        slots = [slot.parent for slot in slots]
     places = [device.root, *slots, device.main, device.configuration, device.cache, device.nvm, device.dumps]
     places += [device.backups.folder, device.config.path(device.config.applications.path)]
     places += [device.config.path(device.config.applications.data)]

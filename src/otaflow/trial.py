@@ -87,7 +87,7 @@ def keep_boot_log(device: Device) -> None:
     began = next((t["time"] for t in reversed(session.transitions) if t["to"] == State.VERIFYING), "")
     if running != target:
         title = f"slot {target}, which did not start: the last boot of which it has a journal"
-        slot = device.slots.path(target)
+        slot = device.slots.place(target)
         device.recorder.keep(session.id, title, lambda: read_journal(slot=slot, since=began))
     else:
         title = f"slot {running}: the boot in which the trial failed"
