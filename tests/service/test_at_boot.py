@@ -8,11 +8,13 @@ from otaflow.at_boot import VARIABLE, find_config
 from otaflow.at_boot import is_idle as is_idle_at
 from otaflow.config import load
 from otaflow.platform.device import Device
+from otaflow.platform.grubenv import change_block
 from otaflow.platform.setup import init_device
 from otaflow.platform.systemd_units import HOLD_FILE, read_units
 from otaflow.ucm.states import State
 
 CONFIG = '[device]\nname = "d"\nmodel = "m"\nroot = "device"\n'
+TARGET_A = {"otaflow_target": "a"}
 
 
 def is_idle() -> bool:
@@ -78,6 +80,28 @@ def test_services_that_systemd_does_not_know_as_they_are(tmp_path: Path, monkeyp
     (units / "multi-user.target.wants/notes.service").symlink_to("../notes.service")
     assert is_idle()
     source.unlink()
+    assert not is_idle()
+
+
+@pytest.mark.parametrize("kind", ["index-file", "grub"])
+def test_another_slot_than_the_target_runs(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the target is on trial although nothing goes on: both are the command's to tell, and to put right."""
+    device = make(tmp_path, "", monkeypatch)
+    if kind == "grub":
+        (tmp_path / "grubenv").write_bytes(change_block(b"# GRUB Environment Block\n".ljust(1024, b"#"), TARGET_A))
+    config = tmp_path / "otaflow.toml"
+    grubenv = f'grubenv = "{tmp_path}/grubenv"\n' if kind == "grub" else ""
+    config.write_text(f'{CONFIG}[boot]\nkind = "{kind}"\nrestart = ["true"]\n{grubenv}')
+    first, second = (device.slots.path(name) for name in ("a", "b"))
+    for slot, idle in ((first, True), (second, False)):
+        slot.rename(tmp_path / slot.name)
+        slot.symlink_to("/")
+        assert is_idle() is idle
+        slot.unlink()
+        (tmp_path / slot.name).rename(slot)
+    first.rename(tmp_path / "a")
+    first.symlink_to("/")
+    Device(load()).boot.set_target("a", "promise", trial=True)
     assert not is_idle()
 
 

@@ -301,6 +301,15 @@ def test_what_did_not_start_may_be_damaged(machine: Machine, content: str | None
         assert "was to start, and did not" in put_target_right(ucm.device)
 
 
+def test_a_trial_of_which_the_journal_knows_nothing_is_trusted(machine: Machine) -> None:
+    device = machine.device()
+    device.boot.set_target(device.boot.running(), device.boot.promise(), trial=True)
+    with machine.ucm() as ucm:
+        assert put_target_right(ucm.device) == ""
+    assert machine.tries is None
+    assert machine.marked() == ["confirmed"]
+
+
 def test_a_session_is_left_to_its_recovery(machine: Machine) -> None:
     machine.begin()
     assert machine.loader
