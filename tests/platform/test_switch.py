@@ -1,4 +1,4 @@
-"""deployments/initrd/otaflow-switch in real shells, and whether it and platform/index_file.py agree on what they read."""
+"""deployments/initrd/otaflow-switch in real shells, and whether platform/index_file.py and it read the same."""
 
 import contextlib
 import os
