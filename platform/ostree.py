@@ -5,20 +5,25 @@ the repository, since programs write into it. It takes the target's place by ren
 so the former content is kept as a tree too: an undo needs neither room nor the repository.
 
 What OSTree does not keep is taken from the source: times, hard links, FIFOs, devices, names that are no UTF-8. Holes
-become zeros, and sockets are left out. The repository is derived: without it the next copy makes a new one.
+become zeros, and sockets are left out. The repository is derived: without it, or where it is damaged, the next copy
+makes a new one.
 """
 
+import logging
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from otaflow.errors import CommandFailed, OtaflowError
-from otaflow.platform.copying import copy_file, copy_metadata, copy_other, delete_tree
-from otaflow.platform.directories import FolderTrees, hidden, prepare_new, publish
-from otaflow.platform.run import Completed, run
+from otaflow.platform.copying import copy_file, copy_metadata, copy_other, delete_tree, has_same_content
+from otaflow.platform.directories import FolderTrees, hidden, prepare_new, publish, remove_folder
+from otaflow.platform.run import CANCELLED, TIMED_OUT, Completed, require_program, run
 from otaflow.platform.slots import TreeSlots
+
+log = logging.getLogger("otaflow.ostree")
 
 TIMEOUT = 3600.0
 FOLDER = ".ostree"
@@ -26,7 +31,6 @@ REF = "otaflow/system"
 """The last commit, which the next one shares its unchanged files with."""
 # What is committed is on the disk before it is in the repository; what is checked out is made durable here (publish).
 SETTINGS = {"core.fsync": "true", "core.tmp-expiry-secs": "3600"}
-HINT = "`ostree fsck --repo={repo}` finds damage; where there is any, remove the folder: the next update makes it anew"
 
 File = tuple[int, int]
 
@@ -54,17 +58,39 @@ class OstreeTrees(FolderTrees):
             return
         if not source.is_dir():
             raise OtaflowError(f"cannot copy {source}: there is no such tree")
-        self._make_repo()
-        new = prepare_new(target)
-        self._commit(source, hidden(target, "gone"))
-        self._run("checkout", "--force-copy", "--fsync=false", REF, new)
-        _complete(source, new, {})
+        require_program("ostree")
+        try:
+            new = self._check_out(source, target)
+        except CommandFailed as error:
+            if error.returncode in (None, TIMED_OUT, CANCELLED):
+                raise
+            remove_folder(self._repo)  # damaged, or too large for the disk: from the beginning, once
+            new = self._check_out(source, target)
         publish(new, target)
 
     def prune(self) -> None:
-        """Remove from the repository what is of no use any more."""
-        if (self._repo / "config").is_file():
+        """Remove from the repository what is of no use any more, or all of it where that fails."""
+        if not (self._repo / "config").is_file():
+            return
+        try:
             self._run("prune", "--refs-only", "--depth=0")
+        except CommandFailed as error:
+            log.warning("%s is made anew: %s", self._repo, error)
+            remove_folder(self._repo)
+
+    def _check_out(self, source: Path, target: Path) -> Path:
+        """A new copy of `source`. Where the repository holds it wrongly the copy is right, and the repository goes."""
+        new = prepare_new(target)
+        self._make_repo()
+        began = time.time_ns()
+        self._commit(source, hidden(target, "gone"))
+        self._run("checkout", "--force-copy", "--fsync=false", REF, new)
+        completion = Completion(began)
+        completion.complete(source, new)
+        if completion.damaged:
+            log.warning("%s is damaged (%s): it is made anew", self._repo, completion.damaged[0])
+            remove_folder(self._repo)
+        return new
 
     def _make_repo(self) -> None:
         """The config is written last, so that a repository with one is a whole one."""
@@ -72,9 +98,8 @@ class OstreeTrees(FolderTrees):
             raise OtaflowError('cannot use slots of kind "ostree" without root: owners could not be kept')
         if (self._repo / "config").is_file():
             return
-        delete_tree(self._repo)
+        remove_folder(self._repo)
         new = hidden(self._repo, "new")
-        delete_tree(new)
         new.mkdir(parents=True)
         self._run("init", "--mode=bare", repo=new)
         for key, value in SETTINGS.items():
@@ -96,12 +121,7 @@ class OstreeTrees(FolderTrees):
         delete_tree(farm)
 
     def _run(self, command: str, *arguments: str | Path, repo: Path | None = None) -> Completed:
-        repo = repo or self._repo
-        try:
-            return run(["ostree", command, f"--repo={repo}", *arguments], timeout=TIMEOUT)
-        except CommandFailed as error:
-            error.hint = error.hint or HINT.format(repo=repo)
-            raise
+        return run(["ostree", command, f"--repo={repo or self._repo}", *arguments], timeout=TIMEOUT)
 
 
 def _find_rest(source: Path) -> Iterator[Path]:
@@ -126,28 +146,61 @@ def _is_plain(name: str, seen: os.stat_result) -> bool:
     return any(check(seen.st_mode) for check in (stat.S_ISDIR, stat.S_ISREG, stat.S_ISLNK))
 
 
-def _complete(source: Path, new: Path, made: dict[File, Path]) -> None:
-    """Give the checkout `new` what is in `source` and not in the commit. What went meanwhile is not missed."""
-    for entry in os.scandir(source):
-        seen = entry.stat(follow_symlinks=False)
-        with suppress(FileNotFoundError):
-            _complete_entry(Path(entry.path), new / entry.name, seen, made)
-    copy_metadata(source, new)
+class Completion:
+    """Gives a checkout what its commit does not hold, and compares what it does: `bare` is read without a check."""
+
+    def __init__(self, began: int) -> None:
+        self._began = began
+        self._made: dict[File, Path] = {}
+        self.damaged: list[Path] = []
+        """What was not in the checkout as in the source, which had not changed since `began` (ns)."""
+
+    def complete(self, source: Path, new: Path, *, held: bool = True) -> None:
+        """Make the checkout `new` equal to `source`; what went from there meanwhile is not missed.
+
+        `held`: OSTree can hold the folder.
+        """
+        for entry in os.scandir(source):
+            with suppress(FileNotFoundError):
+                seen = entry.stat(follow_symlinks=False)
+                target = new / entry.name
+                expected = held and _is_plain(entry.name, seen)
+                if expected and seen.st_mtime_ns < self._began and not _is_like(seen, target):
+                    self.damaged.append(target)
+                self._complete_entry(Path(entry.path), target, seen, held=expected)
+        copy_metadata(source, new)
+
+    def _complete_entry(self, source: Path, target: Path, seen: os.stat_result, *, held: bool) -> None:
+        if stat.S_ISDIR(seen.st_mode):
+            target.mkdir(exist_ok=True)
+            if seen.st_dev == os.stat(source.parent).st_dev:
+                self.complete(source, target, held=held)
+            else:
+                copy_metadata(source, target)
+        elif not stat.S_ISREG(seen.st_mode):
+            delete_tree(target)
+            copy_other(source, target, seen)
+        elif (first := self._made.get((seen.st_dev, seen.st_ino))) is not None:
+            delete_tree(target)
+            os.link(first, target)
+        else:
+            self._complete_file(source, target, seen)
+            if seen.st_nlink > 1:
+                self._made[seen.st_dev, seen.st_ino] = target
+
+    def _complete_file(self, source: Path, target: Path, seen: os.stat_result) -> None:
+        if os.path.lexists(target):
+            if has_same_content(source, target):
+                copy_metadata(source, target)
+                return
+            if seen.st_mtime_ns < self._began:
+                self.damaged.append(target)
+            delete_tree(target)
+        copy_file(source, target)
 
 
-def _complete_entry(source: Path, target: Path, seen: os.stat_result, made: dict[File, Path]) -> None:
-    if stat.S_ISDIR(seen.st_mode):
-        target.mkdir(exist_ok=True)
-        if seen.st_dev == os.stat(source.parent).st_dev:
-            _complete(source, target, made)
-        return
-    if stat.S_ISREG(seen.st_mode) and (first := made.get((seen.st_dev, seen.st_ino))) is not None:
-        target.unlink(missing_ok=True)
-        os.link(first, target)
-        return
+def _is_like(seen: os.stat_result, target: Path) -> bool:
     if not os.path.lexists(target):
-        copy_file(source, target) if stat.S_ISREG(seen.st_mode) else copy_other(source, target, seen)
-    else:
-        copy_metadata(source, target)
-    if stat.S_ISREG(seen.st_mode) and seen.st_nlink > 1:
-        made[seen.st_dev, seen.st_ino] = target
+        return False
+    there = os.lstat(target)
+    return (seen.st_mode, seen.st_uid, seen.st_gid) == (there.st_mode, there.st_uid, there.st_gid)

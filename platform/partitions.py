@@ -28,6 +28,8 @@ from otaflow.platform.room import check_room, remove_extras
 from otaflow.platform.slots import KEPT, check_kept, check_slot, make_kept, refuse_content
 
 WRITING = ".writing-"
+FULL = "give the main partition room: old packages and logs; `otaflow clean-up` ends backups whose retention is over"
+SMALL = "the partition is too small for this system"
 
 
 class PartitionSlots:
@@ -79,7 +81,7 @@ class PartitionSlots:
         self._begin(target, kept)
         if not aside.is_dir():
             picture = self._find_picture(content)
-            check_room(content, picture, aside.parent, f"cannot keep the former content of slot {target}")
+            check_room(content, picture, aside.parent, f"cannot keep the former content of slot {target}", FULL)
             self._trees.freeze(content, aside, picture)
         if not os.path.samefile(source, content):
             self._write(source, target)
@@ -121,7 +123,7 @@ class PartitionSlots:
     def _write(self, source: Path, target: str) -> None:
         """Make the slot exactly like the tree `source`; cut off at any moment, it has no label or is whole."""
         content = self._partition(target).open_writable()
-        check_room(source, content, content, f"cannot fill slot {target}")
+        check_room(source, content, content, f"cannot fill slot {target}", SMALL)
         label = content / FILE_NAME
         delete_tree(label)
         fsync_folder(content)

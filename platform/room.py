@@ -22,7 +22,7 @@ class Room:
         return Room(self.size + other.size, self.files + other.files)
 
 
-def check_room(source: Path, base: Path | None, where: Path, what: str) -> None:
+def check_room(source: Path, base: Path | None, where: Path, what: str, hint: str) -> None:
     """InsufficientMemory where the file system of `where` has no room for the tree `source`.
 
     What is in the tree `base` already needs none. With `base` at `where`, what of it goes gives room. Files are told
@@ -34,12 +34,11 @@ def check_room(source: Path, base: Path | None, where: Path, what: str) -> None:
     there = os.statvfs(where)
     free = Room((there.f_bfree if gone.files else there.f_bavail) * there.f_frsize, there.f_ffree) + gone
     if new.size > free.size or (there.f_files and new.files > free.files):
-        one, other = ("files", 1) if new.size <= free.size else ("MB", 10**6)
-        wanted, left = (new.files, free.files) if one == "files" else (new.size, free.size)
-        raise InsufficientMemory(
-            f"{what}: it takes {wanted / other:.0f} {one} more, and {where} has room for {left / other:.0f}",
-            hint="old logs and packages, and backups whose retention is over, go with `otaflow clean-up`",
-        )
+        if new.size > free.size:
+            takes, room = f"{new.size / 10**6:.1f} MB", f"{free.size / 10**6:.1f} MB"
+        else:
+            takes, room = f"{new.files} files", f"{free.files} files"
+        raise InsufficientMemory(f"{what}: it takes {takes} more, and {where} has room for {room}", hint=hint)
 
 
 def remove_extras(source: Path, target: Path) -> None:
