@@ -1,0 +1,55 @@
+# U-Boot's script on a device of otaflow: it starts the slot that otaflow has chosen, and falls back from one on trial.
+#
+#   mkimage -A arm64 -T script -C none -d boot.cmd boot.scr
+#
+# and boot.scr on the partition that U-Boot's `bootcmd` looks at. docs/installation.md has it all. In the environment
+# (platform/u_boot.py writes it):
+#   otaflow_target, otaflow_fallback          the slot to start, and the other one
+#   upgrade_available, bootcount, bootlimit   while the first is 1, U-Boot itself counts the starts in the second
+#                                             (CONFIG_BOOTCOUNT_LIMIT and CONFIG_BOOTCOUNT_ENV)
+# Above bootlimit U-Boot runs `altbootcmd` in place of bootcmd: it has to be "run bootcmd", as this script decides.
+# Without an environment the first slot that has a kernel is started.
+
+# --- what a device may set in its environment -----------------------------------------------------------------------
+
+if test -z "${otaflow_device}"; then setenv otaflow_device "${devtype} ${devnum}:${distro_bootpart}"; fi
+if test -z "${otaflow_slots}"; then setenv otaflow_slots /slots; fi
+if test -z "${otaflow_names}"; then setenv otaflow_names "a b"; fi
+if test -z "${otaflow_root}"; then setenv otaflow_root "LABEL=otaflow"; fi
+# panic: a kernel that cannot go on restarts, and the start was a try
+if test -z "${otaflow_options}"; then setenv otaflow_options "ro quiet panic=10"; fi
+# booti for arm64, bootz for arm
+if test -z "${otaflow_boot}"; then setenv otaflow_boot booti; fi
+
+# --- what it does ---------------------------------------------------------------------------------------------------
+
+setenv otaflow_order "${otaflow_target} ${otaflow_fallback}"
+if test "${upgrade_available}" = 1; then
+    if test "${bootcount}" -gt "${bootlimit}"; then
+        echo "otaflow: slot ${otaflow_target} has no tries left"
+        setenv otaflow_order "${otaflow_fallback}"
+    else
+        echo "otaflow: slot ${otaflow_target} is on trial, try ${bootcount} of ${bootlimit}"
+    fi
+fi
+
+for slot in ${otaflow_order} ${otaflow_names}; do
+    setenv otaflow_tree "${otaflow_slots}/${slot}"
+    if load ${otaflow_device} ${kernel_addr_r} ${otaflow_tree}/vmlinuz; then
+        echo "otaflow: slot ${slot}"
+        setenv bootargs "root=${otaflow_root} rootflags=subvol=${otaflow_tree} otaflow.slot=${slot} ${otaflow_options}"
+        # the device tree of the slot, else U-Boot's own
+        setenv otaflow_fdt "${fdtcontroladdr}"
+        if load ${otaflow_device} ${fdt_addr_r} ${otaflow_tree}/dtb; then setenv otaflow_fdt "${fdt_addr_r}"; fi
+        setenv otaflow_initrd -
+        if load ${otaflow_device} ${ramdisk_addr_r} ${otaflow_tree}/initrd.img; then
+            setenv otaflow_initrd "${ramdisk_addr_r}:${filesize}"
+        fi
+        ${otaflow_boot} ${kernel_addr_r} ${otaflow_initrd} ${otaflow_fdt}
+    fi
+    echo "otaflow: slot ${slot} cannot be started"
+done
+
+echo "otaflow: there is nothing to start; trying again in a minute"
+sleep 60
+reset
