@@ -63,7 +63,7 @@ class Boot(Section):
     kind: Literal["index-file", "grub", "u-boot"] = "index-file"
     tries: int = Field(default=3, ge=1, le=9)
     index: Path = Path("index.json")
-    grubenv: Path = Path("/boot/grub/grubenv")
+    grubenv: Path = Path("/boot/loader/grub/grubenv")
     fw_env_config: Path = Path("/etc/fw_env.config")
     restart: Literal["switch"] | Annotated[list[str], Field(min_length=1)] = "switch"
 
