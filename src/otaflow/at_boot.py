@@ -79,6 +79,11 @@ def _runs_its_target(root: Path, values: dict[str, Any], boots: Boots) -> bool:
             from otaflow.platform.grub import GrubBoot
 
             boot = GrubBoot(root / settings.get("grubenv", "/boot/grub/grubenv"), slots=slots, restart=restart)
+        case "u-boot":
+            from otaflow.platform.u_boot import UBootBoot
+
+            variables = root / settings.get("fw_env_config", "/etc/fw_env.config")
+            boot = UBootBoot(variables, slots=slots, restart=restart)
         case _:
             return False
     return boot.running() == boot.target() and boot.tries_left() is None

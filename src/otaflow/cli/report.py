@@ -31,6 +31,9 @@ def status(*, config: ConfigFile = None, json: Json = False) -> None:
     console.print(table)
     for one in values["applications"]:
         console.print(f"application: {one['name']} {one['version']}", markup=False)
+    if values["tries_left"] is not None:
+        target = values["boot_target"]
+        console.print(f"on trial: slot {target}; the boot loader starts it {values['tries_left']} more times at most")
     if values["alarm"]:
         console.print(f"[bold red]alarm[/]: {values['alarm']}", highlight=False)
     if last := values["last_result"]:
@@ -135,6 +138,7 @@ def read_status(device: Device) -> dict[str, Any]:
         "session": device.journal.session.id if device.journal.state != "Idle" else None,
         "active_slot": running,
         "boot_target": target,
+        "tries_left": device.boot.tries_left(),
         "system": slots[running]["name"],
         "system_version": slots[running]["version"],
         "update_number": slots[running]["update_number"],
