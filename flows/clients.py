@@ -28,6 +28,8 @@ from otaflow.patience import within
 log = logging.getLogger("otaflow.runs")
 
 REACH_SECONDS = 3.0
+FIRST_SECONDS = 8.0
+"""How long a server may take to answer who connects."""
 READY_SECONDS = 15.0
 """How long a server may take to say that it is ready."""
 BUSY_SECONDS = 0.02
@@ -40,6 +42,9 @@ Told = Callable[[UUID, RunState[Any]], None]
 def connect(opened: ExitStack) -> SyncPrefectClient:
     """A client that every step shares: making one of its own costs a step 45 ms (it reads all CAs)."""
     try:
+        if get_current_settings().api.url is not None:
+            # the context asks as well, and would wait
+            within(FIRST_SECONDS, lambda: get_client(sync_client=True).api_version())
         client = opened.enter_context(SyncClientContext.get_or_create()).client
     except Exception as error:
         # An API that is away may come back; what it should have seen is told it then.
@@ -141,7 +146,7 @@ class PhaseLoop:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 self._client = AsyncClientContext()
-                self._wait(self._client.__aenter__())
+                self._wait(self._enter(self._client))
                 self._stand_in(self._client.client)
             self._flow_run = flow_run
             return self._wait(start())
@@ -165,6 +170,11 @@ class PhaseLoop:
             loop.close()
             self._loop = self._client = None
             self._context = self._outer.copy()
+
+    async def _enter(self, client: AsyncClientContext) -> None:
+        """Raises TimeoutError: a client that the API's version is not known to asks for it."""
+        async with asyncio.timeout(FIRST_SECONDS):
+            await client.__aenter__()
 
     def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
         """All in one context: the client is found in it."""
