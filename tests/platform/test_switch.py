@@ -179,3 +179,66 @@ def test_a_counter_is_written_as_the_switch_writes_it(index: Path) -> None:
     by_the_switch = counter_of(index).read_bytes()
     write_count(index, ON_TRIAL.promise, 1)
     assert counter_of(index).read_bytes() == by_the_switch
+
+
+# --- in initramfs-tools -------------------------------------------------------------------------------------------
+
+INITRD = SWITCH.parent
+
+
+@pytest.mark.parametrize("script", ["otaflow-switch", "hooks/otaflow", "scripts/local-premount/otaflow"])
+def test_the_scripts_are_posix(shell: tuple[str, ...], script: str) -> None:
+    assert os.access(INITRD / script, os.X_OK)
+    subprocess.run([*shell, "-n", INITRD / script], check=True)
+
+
+@pytest.mark.btrfs
+@pytest.mark.parametrize(
+    ("content", "flags", "chosen"),
+    [
+        (Index("a", ""), "", "-o subvol=/slots/a"),
+        (ON_TRIAL, "-o compress=zstd", "-o compress=zstd,subvol=/slots/b"),
+        (None, "", "-o subvol=/slots/a"),
+    ],
+    ids=["trusted", "on trial", "no index"],
+)
+def test_the_script_of_initramfs_tools(
+    btrfs_top: Path, tmp_path: Path, content: Index | None, flags: str, chosen: str
+) -> None:
+    """On the btrfs of the tests, mounted once more, with the script's folders in the test's own."""
+    top = tmp_path / "top"
+    top.mkdir()
+    device = subprocess.run(
+        ["findmnt", "-n", "-o", "SOURCE", btrfs_top], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    inside = btrfs_top / tmp_path.name
+    for name in NAMES:
+        (inside / "slots" / name / "etc").mkdir(parents=True)
+    if content:
+        write_index(inside / "index.json", content)
+    (tmp_path / "functions").write_text('log_warning_msg() { echo "$@"; }\npanic() { exit 9; }\n')
+    settings = f"INDEX=/{tmp_path.name}/index.json\nSLOTS=/{tmp_path.name}/slots\nFIRST=a\nSECOND=b\n"
+    (tmp_path / "otaflow-initrd.conf").write_text(settings)
+    text = (INITRD / "scripts/local-premount/otaflow").read_text()
+    places = {
+        ". /scripts/functions": f". {tmp_path}/functions",
+        ". /etc/otaflow-initrd.conf": f". {tmp_path}/otaflow-initrd.conf",
+        "/bin/otaflow-switch": str(SWITCH),
+        "top=/run/otaflow": f"top={top}",
+        "/conf/param.conf": f"{tmp_path}/param.conf",
+    }
+    for here, there in places.items():
+        assert text.count(here) == 1, here
+        text = text.replace(here, there)
+    environment = {**os.environ, "ROOT": device, **({"ROOTFLAGS": flags} if flags else {})}
+    try:
+        subprocess.run(["dash", "-c", text], check=True, env=environment)
+        written = subprocess.run(
+            ["dash", "-c", f'. {tmp_path}/param.conf; echo "$ROOTFLAGS"'], check=True, capture_output=True, text=True
+        ).stdout
+        assert written == chosen.replace("/slots", f"/{tmp_path.name}/slots") + "\n"
+        assert not os.path.ismount(top)
+        if content == ON_TRIAL:
+            assert read_count(inside / "index.json", ON_TRIAL.promise) == 1
+    finally:
+        shutil.rmtree(inside)
