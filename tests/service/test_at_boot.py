@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from otaflow.at_boot import VARIABLE, find_config
+from otaflow.at_boot import FW_ENV_CONFIG, GRUBENV, VARIABLE, find_config
 from otaflow.at_boot import is_idle as is_idle_at
-from otaflow.config import load
+from otaflow.config import Boot, Slots, load
 from otaflow.platform.device import Device
 from otaflow.platform.grubenv import change_block
 from otaflow.platform.setup import init_device
@@ -103,6 +103,13 @@ def test_another_slot_than_the_target_runs(kind: str, tmp_path: Path, monkeypatc
     first.symlink_to("/")
     Device(load()).boot.set_target("a", "promise", trial=True)
     assert not is_idle()
+
+
+def test_its_defaults_are_the_configurations() -> None:
+    boot = Boot()
+    assert (str(boot.grubenv), str(boot.fw_env_config)) == (GRUBENV, FW_ENV_CONFIG)
+    assert (boot.kind, str(boot.index), boot.restart) == ("index-file", "index.json", "switch")
+    assert (Slots().kind, str(Slots().path), Slots().names) == ("directories", "slots", ("a", "b"))
 
 
 def test_it_counts_the_start_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

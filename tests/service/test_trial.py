@@ -13,6 +13,8 @@ import pytest
 from update_world import World
 
 from otaflow import progress
+from otaflow.deployments.runs import write_report
+from otaflow.diagnostics.report import collect
 from otaflow.errors import Restarting
 from otaflow.platform.boots import Boots, Ending
 from otaflow.platform.device import Device, using
@@ -328,7 +330,7 @@ def test_the_checks_output_and_the_boots_log_are_kept_outside_the_slots(
 
     def journal(boot: int = 0, **where: Any) -> list[str]:
         calls.append((boot, where))
-        return ["== not a title ==", "kernel: oops\x1b[31m", "systemd: failed"]
+        return ["== not a title ==", "kernel: oops\x1b[31m", "login password=hunter2"]
 
     monkeypatch.setattr("otaflow.trial.read_journal", journal)
     machine.world.configure('[boot]\nrestart = ["true"]\n')
@@ -355,6 +357,15 @@ def test_the_checks_output_and_the_boots_log_are_kept_outside_the_slots(
     number = why["number"]
     assert json.loads(otaflow("history", "--why", str(number), "--json").stdout) == why
     assert otaflow("history", str(number), check=False).returncode == 1
+    report = write_report(machine.device(), "Update")
+    assert "## What was said" in report
+    assert "hello: two" in report
+    assert "## The failed boot" in report
+    assert "kernel: oops" in report
+    assert "hunter2" not in report
+    sent = json.dumps(collect(machine.device()))
+    assert "kernel: oops" in sent
+    assert "hunter2" not in sent
     assert "there is no record 99" in otaflow("history", "--why", "99", check=False).stderr
 
 
