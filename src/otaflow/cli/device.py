@@ -16,9 +16,10 @@ model = "{model}"
 root = "{root}"
 
 [slots]
-kind = "{kind}"            # "btrfs" or "directories"
+kind = "{kind}"       # or "btrfs", "partitions", "ostree"
 
 [boot]
+kind = "index-file"        # or "grub", "u-boot": docs/installation.md
 restart = "switch"         # or a command, as ["systemctl", "reboot"]
 
 # The repository that is asked for updates; root is its 1.root.json.
