@@ -2,6 +2,9 @@
 BIN := .venv/bin
 READY := .venv/ready
 ARGS ?=
+# make test-power SEED=1 CUTS=5000 STORY="good update" KIND=btrfs; or AGAIN=FOLDER CUT=NUMBER:SEED of a kept recording
+SEED ?= 1
+CUTS ?= 5000
 # so many test files at a time; 0: all in one process, as --pdb needs it
 JOBS ?= 2
 
@@ -9,6 +12,7 @@ help:
 	@echo "make demo       a good update, a sick one that is rolled back; ARGS=--keep leaves it all running"
 	@echo "make test       all tests, linters included; ARGS are pytest's, JOBS=2 files at a time"
 	@echo "make test-fast  the tests that need neither btrfs nor a Prefect server"
+	@echo "make test-power power cuts: every story at each of its moments and at CUTS=5000 others (docs/testing.md; root)"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     ruff's formatter"
 	@echo "make bench      the benchmarks"
@@ -29,6 +33,11 @@ test-fast: $(READY)
 	@$(BIN)/python -m pytest -q tests/package tests/platform tests/repo -m "not btrfs" $(ARGS)
 
 lint: $(READY)
+test-power: $(READY)
+	@.ci/packages test
+	@$(BIN)/python tests/support/power_run.py --seed $(SEED) --cuts $(CUTS) --jobs $(JOBS) \
+	$(if $(STORY),--story "$(STORY)") $(if $(KIND),--kind $(KIND)) $(if $(AGAIN),--again $(AGAIN) --cut $(CUT)) $(ARGS)
+
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 format: $(READY)
@@ -52,4 +61,4 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
-.PHONY: help demo test test-fast lint format bench pictures clean
+.PHONY: help demo test test-fast test-power lint format bench pictures clean

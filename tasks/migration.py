@@ -105,8 +105,8 @@ def are_migrations_made() -> bool:
 
 @step("remove dumps", retries=2)
 def forget_dumps(session: str) -> None:
-    """Give up the data that was kept: the update is committed."""
-    for folder in device().dumps.glob(f"{session}-*"):
+    """Give up the data that was kept: the update is committed. What a cut-off removal left goes too (`.NAME.gone`)."""
+    for folder in device().dumps.glob(f"*{session}-*"):
         device().trees.remove(folder)
 
 

@@ -17,6 +17,7 @@ from uuid import uuid4
 
 NEW_MOUNTS, NEW_PROCESSES = 0x00020000, 0x20000000
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+NAME_OF_BOOT_ID = "OTAFLOW_TEST_BOOT_ID"
 
 
 class MachineFailed(Exception):
@@ -43,6 +44,11 @@ def run_machine(image: str | Path, top: Path, work: Callable[[], Any], *, option
     if "failed" in value:
         raise MachineFailed(value["failed"])
     return value["returned"]
+
+
+def begin_boot() -> None:
+    """Give this machine another boot id, as a restart does."""
+    Path(os.environ[NAME_OF_BOOT_ID]).write_text(f"{uuid4()}\n")
 
 
 def _be_machine(image: str | Path, top: Path, work: Callable[[], Any], options: str, log: Path, writer: int) -> None:
@@ -91,7 +97,8 @@ def _start(image: str | Path, top: Path, options: str, log: Path) -> None:
     _run("mount", "--make-rprivate", "/")
     _run("mount", "-t", "proc", "proc", "/proc")
     boot_id = log.with_suffix(".boot")
-    boot_id.write_text(f"{uuid4()}\n")
+    os.environ[NAME_OF_BOOT_ID] = str(boot_id)
+    begin_boot()
     _run("mount", "--bind", str(boot_id), str(BOOT_ID))
     chosen = ["noatime", *([options] if options else []), *(["loop"] if Path(image).is_file() else [])]
     done = subprocess.run(["mount", "-o", ",".join(chosen), image, top], check=False, capture_output=True, text=True)

@@ -1,208 +1,228 @@
-"""The power-cut bench: a story is told on a recording disk, then its log is cut at thousands of moments, and what each
-cut leaves is started and checked.
-
-`make test-power` runs all of it (docs/testing.md); tests/power a part. A cut is known by its story and seed.
+"""The power-cut bench: a story is told on a recording disk, its log is cut at many moments, and what each cut leaves is
+started and checked. power_run.py is the whole of it, tests/power a part.
 """
 
-import argparse
 import contextlib
 import json
 import os
 import random
 import shutil
 import sys
-import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 from own_machine import MachineFailed, run_machine
-from power_check import check
-from power_stories import STORIES, Facts, Story, make, open_world, tell
-from recording_disk import Log, Rest, copy_sparse, make_disk, memory_folder, recording, what_is_missing
+from power_check import allowed_ends, check
+from power_stories import STORIES, Facts, Story, make, open_world, tell, tell_recovery
+from recording_disk import MEMORY, Log, Rest, copy_sparse, make_disk, memory_folder, recording
+
+TOP = MEMORY / "otaflow-power-top"
+"""Where each machine mounts its device, for itself: always the same, as the device holds its own path."""
+FILE_SYSTEMS = {"btrfs": "btrfs", "directories": "ext4"}
 
 
 @dataclass
 class Recorded:
-    """A story that was told: the disk as it was before, the log, and the facts."""
+    """A story that was told: the disk as it was before (`base`), the log, and the facts."""
 
     story: Story
     kind: str
-    base: Path
-    log: Path
+    folder: Path
     facts: Facts
-    options: str = ""
 
     @property
-    def title(self) -> str:
-        return f"{self.story.name}, {self.kind}"
+    def base(self) -> Path:
+        return self.folder / "base.img"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log"
+
+    @property
+    def points(self) -> list[str]:
+        """The fault points that were reached."""
+        return list(dict.fromkeys(m["name"] for m in self.facts["marks"] if not m["name"].startswith("?")))
+
+    def keep(self, target: Path) -> None:
+        """Keep it for `load`: to be cut again at exactly the same moments."""
+        target.mkdir(parents=True, exist_ok=True)
+        copy_sparse(self.base, target / "base.img")
+        shutil.copy(self.log, target / "log")
+        (target / "story.json").write_text(json.dumps([self.story.name, self.kind, self.facts]))
+
+    @classmethod
+    def load(cls, folder: Path) -> "Recorded":
+        """What `keep` kept."""
+        name, kind, facts = json.loads((folder / "story.json").read_text())
+        return cls(STORIES[name], kind, folder, facts)
 
 
 @dataclass(frozen=True, order=True)
 class Cut:
-    """The power goes after `number` entries of the log; `seed` says what is left of what was not flushed."""
+    """The power goes after `number` entries of the log; `seed` says what is left of what was not flushed.
+
+    `point` is the fault point at whose mark it is.
+    """
 
     number: int
     seed: int
     point: str = ""
-    """The fault point at whose mark it is."""
 
 
 @dataclass
 class Result:
     """What became of the cuts of one recording."""
 
-    title: str
-    cuts: int = 0
-    points: int = 0
+    cuts: list[Cut] = field(default_factory=list)
     violations: list[tuple[Cut, list[str]]] = field(default_factory=list)
 
 
 class Bench:
-    """One folder in memory; the device is mounted at `top`, which each machine has for itself."""
+    """A folder in memory, and what is recorded in it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.top = folder / "top"
-        self.top.mkdir()
+    def __init__(self, folder: Path, jobs: int = 2) -> None:
+        self.folder, self.jobs = folder, jobs
         self._number = 0
 
     def record(self, story: Story, kind: str, bug: Callable[[], None] | None = None, options: str = "") -> Recorded:
-        """Make the story's device, and tell the story on a recording disk; `bug` is planted before it is told."""
-        self._number += 1
-        folder = self.folder / str(self._number)
-        folder.mkdir()
+        """Make the story's device, and tell the story on a recording disk, mounted with `options`, `bug` planted."""
+        folder = self._new_folder()
         base, live, log = folder / "base.img", folder / "live.img", folder / "log"
-        file_system = "btrfs" if kind == "btrfs" else "ext4"
-        make_disk(base, file_system)
-        output = folder / "output"
-        facts = run_machine(base, self.top, lambda: make(story, self.top, kind), log=output)
-        copy_sparse(base, live)
-        log.touch()
+        make_disk(base, FILE_SYSTEMS[kind])
+        facts = run_machine(base, TOP, lambda: make(story, TOP, kind), log=folder / "output")
 
         def work() -> Facts:
             if bug:
                 bug()
-            return tell(story, open_world(story, self.top, kind), facts, log)
+            return tell(story, open_world(story, TOP, kind), facts, log)
 
-        with recording(live, log, folder) as device:
-            told = run_machine(device, self.top, work, options=options, log=output)
-            end = told["marks"][-1]["at"]
+        told = self._run_recorded(base, live, log, work, options)
+        return Recorded(story, kind, folder, facts | told)
+
+    def record_recovery(self, recorded: Recorded, cut: Cut) -> Recorded:
+        """What a cut leaves is started on a recording disk: for a second cut. Raises MachineFailed."""
+        folder = self._new_folder()
+        log = Log(recorded.log)
+        moment = moment_of(log, cut)
+        rest = Rest(recorded.base, log, folder)
+        rest.cut(cut.number, random.Random(cut.seed)).rename(folder / "base.img")
+        allowed = sorted(allowed_ends(recorded.story, recorded.facts, moment))
+        passed = [{**mark, "at": 0} for mark in recorded.facts["marks"] if mark["at"] <= moment]
+        facts = recorded.facts | {"allowed": allowed, "marks": passed}
+        again = Recorded(recorded.story, recorded.kind, folder, facts)
+        world = open_world(recorded.story, TOP, recorded.kind)
+        work = lambda: tell_recovery(world, facts, again.log)  # noqa: E731
+        again.facts |= self._run_recorded(again.base, folder / "live.img", again.log, work)
+        return again
+
+    def _new_folder(self) -> Path:
+        self._number += 1
+        folder = self.folder / str(self._number)
+        folder.mkdir()
+        return folder
+
+    def _run_recorded(self, base: Path, live: Path, log: Path, work: Callable[[], Facts], options: str = "") -> Facts:
+        copy_sparse(base, live)
+        log.touch()
+        with recording(live, log, base.parent) as device:
+            told: Facts = run_machine(device, TOP, work, options=options, log=base.parent / "output")
         live.unlink()
-        os.truncate(log, end)  # what the unmounting flushed was not there when the power went
-        return Recorded(story, kind, base, log, facts | told, options)
+        # what the unmounting flushed was not there when the power went
+        os.truncate(log, told["marks"][-1]["at"])
+        return told
 
-    def cut(self, recorded: Recorded, cuts: list[Cut], jobs: int = 2) -> Result:
-        """Make each cut, start what it leaves, and check it."""
-        result = Result(recorded.title, len(cuts), sum(bool(cut.point) for cut in cuts))
-        shares = [sorted(cuts)[worker::jobs] for worker in range(jobs)]
-        readers = [self._start_worker(recorded, share, worker) for worker, share in enumerate(shares)]
-        for child, path in readers:
+    def cut(self, recorded: Recorded, cuts: list[Cut], *, enough: int = 0) -> Result:
+        """Make each cut, start what it leaves, and check it; `enough` violations are enough for a worker."""
+        result = Result()
+        (recorded.folder / "enough").unlink(missing_ok=True)
+        shares = [sorted(cuts)[worker :: self.jobs] for worker in range(self.jobs)]
+        workers = [self._start_worker(recorded, share, number, enough) for number, share in enumerate(shares)]
+        for child, answers in workers:
             os.waitpid(child, 0)
-            for number, seed, point, wrong in json.loads(path.read_text()):
+            for number, seed, point, wrong in json.loads(answers.read_text()):
+                result.cuts.append(Cut(number, seed, point))
                 if wrong:
                     result.violations.append((Cut(number, seed, point), wrong))
         return result
 
-    def _start_worker(self, recorded: Recorded, share: list[Cut], worker: int) -> tuple[int, Path]:
-        folder = recorded.base.parent / f"worker-{worker}"
+    def _start_worker(self, recorded: Recorded, share: list[Cut], number: int, enough: int) -> tuple[int, Path]:
+        folder = recorded.folder / f"worker-{number}"
         folder.mkdir(exist_ok=True)
         answers = folder / "answers"
         sys.stdout.flush()
         child = os.fork()
         if child == 0:
             try:
-                found = self._work(recorded, share, folder)
+                found = self._work(recorded, share, folder, enough)
             except BaseException:
                 found = [[0, 0, "", [f"the bench: {traceback.format_exc()}"]]]
             answers.write_text(json.dumps(found))
             os._exit(0)
         return child, answers
 
-    def _work(self, recorded: Recorded, share: list[Cut], folder: Path) -> list[Any]:
+    def _work(self, recorded: Recorded, share: list[Cut], folder: Path, enough: int) -> list[list[Any]]:
         log = Log(recorded.log)
         rest = Rest(recorded.base, log, folder)
-        found = []
+        found: list[list[Any]] = []
         for cut in share:
             image = rest.cut(cut.number, random.Random(cut.seed))
-            moment = log.ends[cut.number - 1] if cut.number else 0
-            found.append([cut.number, cut.seed, cut.point, self.check(recorded, image, moment, folder)])
+            wrong = check_image(recorded, image, moment_of(log, cut), folder)
+            found.append([*asdict(cut).values(), wrong])
+            if enough and sum(bool(one[-1]) for one in found) >= enough:
+                (recorded.folder / "enough").touch()
+            if (recorded.folder / "enough").exists():
+                break
+        for image in folder.glob("*.img"):
+            image.unlink()
         return found
 
-    def check(self, recorded: Recorded, image: Path, moment: int, folder: Path) -> list[str]:
-        """What is wrong with the image of a cut."""
-        world = open_world(recorded.story, self.top, recorded.kind)
-        try:
-            wrong: list[str] = run_machine(
-                image,
-                self.top,
-                lambda: check(recorded.story, world, recorded.facts, moment),
-                options=recorded.options,
-                log=folder / "output",
-            )
-        except MachineFailed as error:
-            return [str(error)[-1500:]]
-        return wrong
+
+def check_image(recorded: Recorded, image: Path, moment: int, folder: Path) -> list[str]:
+    """What is wrong with the image of a cut when the log was `moment` long."""
+    world = open_world(recorded.story, TOP, recorded.kind)
+    try:
+        wrong: list[str] = run_machine(
+            image, TOP, lambda: check(recorded.story, world, recorded.facts, moment), log=folder / "output"
+        )
+    except MachineFailed as error:
+        return [str(error)[-1500:]]
+    return wrong
+
+
+def moment_of(log: Log, cut: Cut) -> int:
+    """How long the log was at the cut."""
+    return log.ends[cut.number - 1] if cut.number else 0
 
 
 def matrix_cuts(recorded: Recorded, seed: int = 0) -> list[Cut]:
     """A cut at the mark of each fault point, in the order in which they were reached."""
     log = Log(recorded.log)
-    cuts = {}
+    cuts: dict[str, Cut] = {}
     for mark in recorded.facts["marks"]:
-        number = sum(end <= mark["at"] for end in log.ends)
-        cuts.setdefault(mark["name"], Cut(number, seed + len(cuts), mark["name"]))
+        if not mark["name"].startswith("?"):
+            number = sum(end <= mark["at"] for end in log.ends)
+            cuts.setdefault(mark["name"], Cut(number, seed + len(cuts), mark["name"]))
     return list(cuts.values())
 
 
-def random_cuts(recorded: Recorded, count: int, seed: int) -> list[Cut]:
-    """`count` cuts anywhere in the log, each known by its own seed: the first one by `seed`."""
-    length = len(Log(recorded.log).entries)
-    return [Cut(random.Random(f"{seed + place}").randrange(length + 1), seed + place) for place in range(count)]
+def random_cuts(recorded: Recorded, count: int, seed: int, since: int = 0) -> list[Cut]:
+    """`count` cuts anywhere in the log behind `since` entries, each known by a seed of its own, from `seed` on."""
+    length = len(Log(recorded.log).entries) - since + 1
+    seeds = range(seed, seed + count)
+    return [Cut(since + int(random.Random(f"place {one}").random() * length), one) for one in seeds]
 
 
 @contextmanager
-def bench() -> Iterator[Bench]:
+def open_bench(jobs: int = 2) -> Iterator[Bench]:
     """A bench in memory, gone at the end."""
-    with memory_folder() as folder:
-        yield Bench(folder)
-
-
-def main() -> None:
-    """The whole bench."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--cuts", type=int, default=5000)
-    parser.add_argument("--story", default="")
-    parser.add_argument("--kind", default="")
-    parser.add_argument("--jobs", type=int, default=2)
-    chosen = parser.parse_args()
-    if missing := what_is_missing():
-        sys.exit(missing)
-    with bench() as at:
-        for name in STORIES if not chosen.story else [chosen.story]:
-            for kind in ("btrfs", "directories") if not chosen.kind else [chosen.kind]:
-                began = time.monotonic()
-                recorded = at.record(STORIES[name], kind)
-                told = time.monotonic()
-                log = Log(recorded.log)
-                cuts = matrix_cuts(recorded) + random_cuts(recorded, chosen.cuts, chosen.seed)
-                result = at.cut(recorded, cuts, chosen.jobs)
-                print(
-                    f"{result.title}: recorded in {told - began:.1f} s, {len(log.entries)} entries, {len(log.flushes)} flushes,"
-                    f" {len(log.content) / 1e6:.1f} MB, {len(cuts)} cuts ({result.points} points) in {time.monotonic() - told:.1f} s,"
-                    f" {len(result.violations)} violations",
-                    flush=True,
-                )
-                for cut, wrong in result.violations[:5]:
-                    print("  ", cut, wrong, flush=True)
-
-
-if __name__ == "__main__":
-    main()
+    TOP.mkdir(exist_ok=True)
+    try:
+        with memory_folder() as folder:
+            yield Bench(folder, jobs)
+    finally:
+        with contextlib.suppress(OSError):  # another bench uses it
+            TOP.rmdir()

@@ -5,27 +5,35 @@ marked in the log, and told as a list of facts that hold at each moment: what wa
 """
 
 import contextlib
-import hashlib
 import json
 import os
-import sqlite3
+import subprocess
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from app_world import ADD_AUTHOR, LightWorld, build_system
+from own_machine import begin_boot
 from update_world import FAILING, SICK, Packages, World
 
-from otaflow import fault, history
+from otaflow import fault
 from otaflow.action import Action
-from otaflow.errors import OtaflowError
+from otaflow.cli.update import recover
+from otaflow.cli.view import View
+from otaflow.errors import OtaflowError, Restarting
 from otaflow.platform.describe import tree_digest
 from otaflow.platform.labels import read_label
+from otaflow.platform.sandbox import enforced
+from otaflow.ucm.states import RESTING
 
 Facts = dict[str, Any]
 Actions = list[dict[str, Any]]
+LOADED = (View, enforced())
+"""Loaded once, not by each machine."""
+SWITCH = Path(__file__).parents[2] / "deployments/initrd/otaflow-switch"
+STARTS = 8
 UNWELL = {"health": [{"name": "well", "command": ["sh", "-c", "echo unwell; exit 1"], "tries": 1}]}
 DATABASE = {"kind": "sqlite", "path": "notes.db", "application": "notes"}
 OF_THE_SYSTEM: dict[str, Any] = {
@@ -55,8 +63,9 @@ class Story:
     turn: str = ""
     calls: tuple[str, ...] = ()
     more: str = ""
-    ends: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Resolutions of the actions: of the `new` device and of the `old` one."""
+    """TOML for the device's configuration."""
+    restarts: bool = False
+    """Whether the machine really restarts, and the switch of the initial RAM disk chooses the slot."""
 
 
 def light(world: LightWorld, sql: str = ADD_AUTHOR, **more: Any) -> Action:
@@ -78,14 +87,26 @@ STORIES = {
         Story("previous slot", lambda world: [world.action("previous-slot")], turn="flip_slot"),
         Story("backup", lambda world: [world.action("backup")], turn="flip_slot"),
         Story("snapshot", lambda world: [world.action("snapshot")], turn="restore_main"),
+        Story("restarting update", lambda world: [world.up()], turn="flip_slot", restarts=True),
+        Story("restarting sick update", lambda world: [world.up(world.packages.make(health=SICK))], restarts=True),
         Story("client's update", lambda world: [world.up()], turn="$Success ProcessSwPackage", calls=CLIENT),
         Story("client's rollback", lambda world: [world.up()], calls=(*CLIENT[:3], "rollback", "finish")),
         Story("client's revert", lambda world: [world.up()], calls=("process", "revert")),
-        Story("clean-up", lambda world: [], calls=("retention",), more="[backups]\nretention_days = 0\nretention_reboots = 0\n"),
+        Story(
+            "clean-up",
+            lambda world: [],
+            calls=("retention",),
+            more="[backups]\nretention_days = 0\nretention_reboots = 0\n",
+        ),
         Story("application", lambda world: [light(world)], applications=True, turn="replace_files"),
         Story("sick application", lambda world: [light(world, **UNWELL)], applications=True),
         Story("system and application", system_and_application, applications=True, turn="flip_slot"),
-        Story("removal", lambda world: [world.action("1.0.0", Path(), "remove")], applications=True, turn="remove_application"),
+        Story(
+            "removal",
+            lambda world: [world.action("1.0.0", Path(), "remove")],
+            applications=True,
+            turn="remove_application",
+        ),
     )
 }
 
@@ -115,7 +136,7 @@ def make(story: Story, top: Path, kind: str) -> Facts:
         world.folder.mkdir()
         world.packages.folder.mkdir()
         world.make()
-        world.configure(story.more)
+        world.configure(story.more + ('[boot]\nrestart = ["true"]\n' if story.restarts else ""))
     facts: Facts = {"actions": [action.record() for action in story.choose(world)]}
     device = world.device()
     facts["running"] = device.boot.running()
@@ -126,9 +147,6 @@ def make(story: Story, top: Path, kind: str) -> Facts:
     facts["before"] = plain(survey(world))
     facts["running content"] = tree_digest(device.slots.path(device.boot.running()), times=True)
     facts["marks"] = []
-    if story.applications:
-        world.close()
-    os.sync()
     return facts
 
 
@@ -150,7 +168,11 @@ def survey(world: Any) -> dict[str, Any]:
         if inside in ("data", "nvm/services", "nvm/logs"):
             folders.clear()
             continue
-        names.update(f"{inside}/{name}" for name in (*folders, *files) if not _comes_and_goes(f"{inside}/{name}") and name != ".index.json.new")
+        names.update(
+            f"{inside}/{name}"
+            for name in (*folders, *files)
+            if not _comes_and_goes(f"{inside}/{name}") and name != ".index.json.new"
+        )
     picture = {name: value[:5] if name == "nvm/running.json" else value for name, value in world.picture().items()}
     return {name: value for name, value in picture.items() if not _is_cut_off(name)} | {"?names": sorted(names)}
 
@@ -162,7 +184,11 @@ def _is_cut_off(name: str) -> bool:
 
 def _comes_and_goes(name: str) -> bool:
     """Folders that are made when first needed, and what tells of the past."""
-    return name.startswith(("./nvm", "nvm/")) and "reserve" not in name or name in ("slots/.kept", "cache/extracted", "./dumps")
+    return (name.startswith(("./nvm", "nvm/")) and "reserve" not in name) or name in (
+        "slots/.kept",
+        "cache/extracted",
+        "./dumps",
+    )
 
 
 def outcome(story: Story, world: Any) -> dict[str, Any]:
@@ -207,6 +233,7 @@ def tell(story: Story, world: Any, facts: Facts, log: Path) -> Facts:
     """Do what the story says, on the disk whose log is `log`; returns the facts and the marks."""
     marks = Marks(world, log)
     quicken()
+    start(world)
     fault.trace(marks.reach)
     try:
         with contextlib.suppress(OtaflowError):
@@ -214,21 +241,61 @@ def tell(story: Story, world: Any, facts: Facts, log: Path) -> Facts:
     finally:
         fault.trace(None)
     marks.note("?answered", resolutions=resolutions(world, facts))
-    after = plain(outcome(story, world))
-    return {"marks": marks.found, "contents": facts["contents"] | marks.contents, "after": after,
-            "resolutions": resolutions(world, facts)}
+    contents = facts["contents"] | marks.contents
+    return {"marks": marks.found, "contents": contents, "after": plain(outcome(story, world))}
+
+
+def tell_recovery(world: Any, facts: Facts, log: Path) -> Facts:
+    """Start what a power cut left, on a disk whose log is `log`; `facts` hold its passed marks."""
+    marks = Marks(world, log)
+    quicken()
+    fault.trace(marks.reach)
+    try:
+        start(world)
+    finally:
+        fault.trace(None)
+    marks.note("?recovered")
+    return {"marks": facts["marks"] + marks.found, "contents": facts["contents"] | marks.contents}
 
 
 def _do(story: Story, world: Any, facts: Facts, marks: Marks) -> None:
     actions = [Action(**action) for action in facts["actions"]]
+    restarted = False
     with world.ucm() as ucm:
         if not story.calls:
             for action in actions:
                 ucm.process(action, unattended=True)
-            ucm.go_on()
+            try:
+                ucm.go_on()
+            except Restarting:
+                restarted = True
         for call in story.calls:
             client_calls(ucm, call, actions)
             marks.note(f"?{call} answered", state=str(ucm.state))
+    if restarted:
+        start(world)
+
+
+def start(world: Any) -> None:
+    """Starts of the machine, as often as it restarts: the slot's choice, otaflow-recover.service, -resume.service."""
+    for _ in range(STARTS):
+        begin_boot()
+        switch(world)
+        recover(config=world.config, verify=False, json=True)
+        with world.ucm() as ucm, contextlib.suppress(OtaflowError, Restarting):
+            if ucm.journal.session.unattended:
+                ucm.go_on()
+        if world.device().journal.state in RESTING or world.device().config.boot.restart == "switch":
+            return
+
+
+def switch(world: Any) -> None:
+    """What the initial RAM disk does; where no machine restarts, the applications follow the index file."""
+    device = world.device()
+    if device.config.boot.restart != "switch":
+        index = device.config.path(device.config.boot.index)
+        slots = device.slots.path(device.slots.names[0]).parent
+        subprocess.run(["sh", SWITCH, index, slots, *device.slots.names], check=True)
 
 
 def client_calls(ucm: Any, call: str, actions: list[Action]) -> None:

@@ -39,6 +39,11 @@ def what_is_missing() -> str:
         return "a recording disk needs root"
     missing = [name for name in NEEDED if shutil.which(name) is None]
     missing += [name for name in ("/dev/fuse", "/dev/loop-control", "/dev/shm") if not os.path.exists(name)]
+    if (
+        not missing
+        and subprocess.run(["nbdkit", "--dump-plugin", "python"], check=False, capture_output=True).returncode
+    ):
+        missing = ["nbdkit's plugin for Python"]
     return f"a recording disk needs {', '.join(missing)}" if missing else ""
 
 
@@ -160,10 +165,12 @@ def recording(image: Path, log: Path, folder: Path) -> Iterator[str]:
         )
         stack.callback(_end, server)
         _wait(socket.exists, server, folder / "nbdkit.err")
-        bridge = subprocess.Popen(["nbdfuse", node, f"nbd+unix:///?socket={socket}"])
+        bridge = subprocess.Popen(
+            ["nbdfuse", node, f"nbd+unix:///?socket={socket}"], stderr=(folder / "nbdfuse.err").open("w")
+        )
         stack.callback(_end, bridge)
-        stack.callback(_unmount, node)
-        _wait(lambda: str(node) in Path("/proc/mounts").read_text(), bridge, folder / "nbdkit.err")
+        stack.callback(_unmount, node)  # which ends the bridge
+        _wait(lambda: str(node) in Path("/proc/mounts").read_text(), bridge, folder / "nbdfuse.err")
         device = subprocess.run(
             ["losetup", "-f", "--show", "--direct-io=on", node], check=True, capture_output=True, text=True
         ).stdout.strip()

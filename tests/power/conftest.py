@@ -1,0 +1,23 @@
+"""The bench on its recording disk; tests that use it are skipped where there can be none."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def power() -> Iterator[Any]:
+    """A `Run` of the bench (tests/support/power_run.py)."""
+    from power_bench import open_bench
+    from power_run import Run
+    from recording_disk import what_is_missing
+    from rich.console import Console
+
+    if missing := what_is_missing():
+        if os.environ.get("OTAFLOW_REQUIRE_BTRFS") == "1":
+            pytest.fail(missing)
+        pytest.skip(missing)
+    with open_bench() as bench:
+        yield Run(bench, seed=1, console=Console(soft_wrap=True))
