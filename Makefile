@@ -23,21 +23,22 @@ demo: $(READY)
 	@.ci/packages demo
 	@$(BIN)/otaflow demo $(ARGS)
 
-# Prefect's database of the tests is in a folder of its own, whatever server the user has.
+# All that the tests write is in one folder, removed at the end; Prefect's database, too, whatever server the user has.
 test: $(READY)
 	@.ci/packages test
-	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && \
-	env -u PREFECT_API_URL -u OTAFLOW_CONFIG PREFECT_HOME="$$home" $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	@scratch=$$(.ci/scratch) && trap 'rm -rf "$$scratch"' EXIT && trap 'exit 130' INT TERM && mkdir "$$scratch/tmp" && \
+	env -u PREFECT_API_URL -u OTAFLOW_CONFIG PREFECT_HOME="$$scratch/prefect" TMPDIR="$$scratch/tmp" \
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --basetemp="$$scratch/t" $(ARGS)
 
 test-fast: $(READY)
 	@$(BIN)/python -m pytest -q tests/package tests/platform tests/repo -m "not btrfs" $(ARGS)
 
-lint: $(READY)
 test-power: $(READY)
 	@.ci/packages test
 	@$(BIN)/python tests/support/power_run.py --seed $(SEED) --cuts $(CUTS) --jobs $(JOBS) \
 	$(if $(STORY),--story "$(STORY)") $(if $(KIND),--kind $(KIND)) $(if $(AGAIN),--again $(AGAIN) --cut $(CUT)) $(ARGS)
 
+lint: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 format: $(READY)
