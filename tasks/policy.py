@@ -148,7 +148,7 @@ def look_at_what_ended() -> list[str]:
             memory().failures.learn(record, now, content, as_recorded=first)
             if record["resolution"] == history.ACTIVATED or record["action"] in WAYS_BACK:
                 _forget(told, content)
-            if not first and record.get("session"):
+            if not first and (record.get("session") or record["action"] == history.BOOT):
                 texts.append(_post_end(record))
         known |= history.place_of(records)
     _notify(texts)
@@ -335,7 +335,9 @@ def _post_end(record: Record) -> str:
     """Tell the applications how an action ended; the text for people."""
     name, version, why = record["name"], record["version"], record.get("why", "")
     resolution = record["resolution"]
-    if resolution == history.ACTIVATED and record["action"] == NAMES["remove"]:
+    if record["action"] == history.BOOT:
+        kind, text = Kind.ROLLED_BACK, words.fell_back(why)
+    elif resolution == history.ACTIVATED and record["action"] == NAMES["remove"]:
         kind, text = Kind.DONE, words.removed(name, version)
     elif resolution == history.ACTIVATED:
         kind, text = Kind.DONE, words.done(name, version)
@@ -346,7 +348,7 @@ def _post_end(record: Record) -> str:
         system = device().running_system()
         runs = device().applications.versions().get(name) or (system.version if name == system.name else "")
         text = words.rolled_back(name, version, why, runs=runs if runs != version else "")
-    _post(kind, name, version, text, session=record["session"])
+    _post(kind, name, version, text, session=record.get("session", ""))
     _emit(str(kind), name, version, text)
     return text
 

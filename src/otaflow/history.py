@@ -24,6 +24,9 @@ ROLLED_BACK = "kActivatedAndRolledBack"
 VERIFICATION_FAILED = "kVerificationFailed"
 FAILED = "kFailed"
 
+BOOT = "Boot"
+"""The action of a record about a slot that was to start and did not, while nothing was going on."""
+
 
 class History:
     """The history file, kept in the device's non-volatile memory."""

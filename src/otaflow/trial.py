@@ -134,7 +134,7 @@ def put_target_right(device: Device) -> str:
         key=f"boot.{device.boots.boot_id}",
         name=system.name,
         version=system.version,
-        action="Boot",
+        action=history.BOOT,
         resolution=history.FAILED,
         error="SlotDidNotStart",
         why=why,

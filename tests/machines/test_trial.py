@@ -203,3 +203,34 @@ def test_another_slot_than_the_trusted_one_runs(system: TrialInside) -> None:
     assert "slot b (demo-system 1.1.0) was to start, and did not: slot a runs" in last["why"]
     assert last["why"] in system.status()
     assert (device.slots.path("b") / "version").read_text() == "1.1.0\n"
+
+
+WATCHED = """
+import sys, time
+from pathlib import Path
+from otaflow.platform.watchdog import Watchdog
+hangs = Path("/run/hangs")
+Watchdog(lambda: not hangs.exists()).start()
+while True:
+    time.sleep(1)
+"""
+
+
+def test_a_service_that_does_not_answer_is_started_anew(new_machine: Callable[..., Any]) -> None:
+    """With the lines of otaflow-agent.service that say so."""
+    lines = (PROJECT / "deployments/otaflow-agent.service").read_text().splitlines()
+    kept = [line for line in lines if line.startswith(("NotifyAccess=", "Restart="))]
+    assert len(kept) == 2
+    machine = new_machine()
+    unit = "\n".join(["[Service]", *kept, "WatchdogSec=3", f"ExecStart={sys.executable} -B /srv/watched.py", ""])
+    machine.path("/srv/watched.py").write_text(WATCHED)
+    machine.path("/etc/systemd/system/watched.service").write_text(unit)
+    machine.boot()
+
+    def show(name: str) -> str:
+        return str(machine.check(["systemctl", "show", f"--property={name}", "--value", "watched.service"])).strip()
+
+    machine.check(["systemctl", "start", "watched.service"])
+    machine.check(["touch", "/run/hangs"])
+    until(lambda: int(show("NRestarts")) > 0)
+    assert "watchdog" in machine.check(["journalctl", "--unit=watched.service", "--output=cat", "--no-pager"]).lower()

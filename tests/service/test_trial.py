@@ -22,6 +22,7 @@ from otaflow.platform.fake import TRIES, FakeBoot
 from otaflow.platform.marks import Marks
 from otaflow.recovery import recover
 from otaflow.service import Ucm
+from otaflow.tasks.policy import look_at_what_ended
 from otaflow.trial import put_target_right
 from otaflow.why import explain_end, in_words
 from otaflow.work import ProcessingLog
@@ -290,6 +291,18 @@ def test_a_trusted_slot_that_did_not_start_is_told_and_what_runs_is_kept(machine
     assert (last["action"], last["resolution"], last["why"]) == ("Boot", "kFailed", why)
     assert {name: machine.world.picture().get(f"slots/{name}/bin/hello") for name in "ab"} == before
     assert machine.device().spare() == running
+
+
+def test_people_are_told_that_another_slot_runs(machine: Machine) -> None:
+    device = machine.device()
+    with using(device):
+        assert look_at_what_ended() == []
+    assert machine.loader
+    machine.loader._running = device.spare()
+    with machine.ucm() as ucm:
+        why = put_target_right(ucm.device)
+        assert look_at_what_ended() == [f"The device did not start what it was to start: {why}."]
+        assert look_at_what_ended() == []
 
 
 @pytest.mark.parametrize("content", ["x", None], ids=["damaged", "gone"])

@@ -48,6 +48,11 @@ def rolled_back(name: str, version: str, why: str, *, runs: str = "") -> str:
     return f"{name} {version} {'was' if runs else 'is being'} taken back: {_sentence(why)}{now}"
 
 
+def fell_back(why: str) -> str:
+    """The boot loader started another slot than it was told to."""
+    return f"The device did not start what it was to start: {_sentence(why)}"
+
+
 def close_requested(name: str, version: str) -> str:
     """To an application: an update is about to end it."""
     return f"{name} {version} is about to be activated: save your work and close."
