@@ -1,7 +1,7 @@
 """The invariants of docs/reliability.md, as one function: what must hold on whatever a power cut leaves.
 
-First the disk is looked at as the boot loader finds it, then the device starts as the unit files have it start, and then
-it is looked at again.
+First the disk is looked at as the boot loader finds it; then the device starts as the unit files have it start, and is
+looked at again.
 """
 
 import contextlib

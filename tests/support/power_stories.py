@@ -196,12 +196,11 @@ def outcome(story: Story, world: Any) -> dict[str, Any]:
     if not story.applications:
         found = {name: value for name, value in world.outcome().items() if not _is_cut_off(name)}
         return {name: value[:5] if name == "nvm/running.json" else value for name, value in found.items()}
-    picture = {
+    return {
         name: value[:5] if isinstance(value, tuple) else value
         for name, value in world.picture().items()
         if not name.endswith((".otaflow-application.json", ".otaflow.json"))
     }
-    return picture
 
 
 # --- telling ----------------------------------------------------------------------------------------------------------
