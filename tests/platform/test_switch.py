@@ -7,12 +7,15 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from switch import SWITCH, choose_slot
+from switch import SWITCH, choose_root, choose_slot
 
+from otaflow.config import parse
 from otaflow.errors import OtaflowError
 from otaflow.platform.boots import Boots
+from otaflow.platform.device import Device
 from otaflow.platform.index import Index, counter_of, read_count, read_index, write_count, write_index
 from otaflow.platform.index_file import IndexFile
+from otaflow.platform.setup import init_device
 
 SHELLS = {"dash": ("dash",), "busybox": ("busybox", "sh"), "bash": ("bash", "--posix")}
 ON_TRIAL = Index("b", "generation 2", 3, "a")
@@ -179,6 +182,17 @@ def test_a_counter_is_written_as_the_switch_writes_it(index: Path) -> None:
     by_the_switch = counter_of(index).read_bytes()
     write_count(index, ON_TRIAL.promise, 1)
     assert counter_of(index).read_bytes() == by_the_switch
+
+
+def test_the_root_that_a_machine_of_the_tests_starts_from(tmp_path: Path) -> None:
+    values = {"device": {"name": "one", "model": "m", "root": str(tmp_path)}, "boot": {"restart": ["true"]}}
+    device = Device(parse(values, tmp_path / "otaflow.toml"))
+    (tmp_path / "system" / "etc").mkdir(parents=True)
+    init_device(device, system=tmp_path / "system", name="s", version="1.0.0", configuration=None)
+    assert choose_root(device) == tmp_path / "slots" / "a"
+    device.boot.set_target("b", "x", trial=True)
+    roots = [choose_root(device).name for _ in range(4)]
+    assert (roots, device.boot.tries_left()) == (["b", "b", "b", "a"], 0)
 
 
 # --- in initramfs-tools -------------------------------------------------------------------------------------------
