@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from otaflow.platform.protocols import BootTarget
 
 SYSTEMD = Path("/etc/systemd/system")
+GRUBENV, FW_ENV_CONFIG = "/boot/loader/grub/grubenv", "/etc/fw_env.config"
+"""The configuration's own defaults: a test holds them together."""
 
 
 def find_config(arguments: list[str]) -> Path | None:
@@ -78,11 +80,11 @@ def _runs_its_target(root: Path, values: dict[str, Any], boots: Boots) -> bool:
         case "grub":
             from otaflow.platform.grub import GrubBoot
 
-            boot = GrubBoot(root / settings.get("grubenv", "/boot/grub/grubenv"), slots=slots, restart=restart)
+            boot = GrubBoot(root / settings.get("grubenv", GRUBENV), slots=slots, restart=restart)
         case "u-boot":
             from otaflow.platform.u_boot import UBootBoot
 
-            variables = root / settings.get("fw_env_config", "/etc/fw_env.config")
+            variables = root / settings.get("fw_env_config", FW_ENV_CONFIG)
             boot = UBootBoot(variables, slots=slots, restart=restart)
         case _:
             return False
