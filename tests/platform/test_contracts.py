@@ -172,6 +172,23 @@ def state(slots: Slots) -> list[dict[str, tuple[object, ...]]]:
     return [describe(slots.path(name), times=True) for name in slots.names]
 
 
+def test_a_slot_with_something_in_it_is_not_made_anew(made: tuple[Path, Slots]) -> None:
+    slots = made[1]
+    slots.create("a")
+    slots.create("a")
+    fill_tree(slots.path("a"), "one")
+    before = describe(slots.path("a"))
+    with pytest.raises(OtaflowError, match=r"cannot make a device: slot a .* is there already"):
+        slots.create("a")
+    assert describe(slots.path("a")) == before
+
+
+def test_the_place_of_a_slot(slots: Slots) -> None:
+    assert [slots.place(name) for name in slots.names] == [slots.path(name) for name in slots.names]
+    with pytest.raises(OtaflowError, match="cannot use the slot 'c'"):
+        slots.place("c")
+
+
 def test_copy_and_put_back(slots: Slots) -> None:
     before = state(slots)
     slots.copy("a", "b", "one")

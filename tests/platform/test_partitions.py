@@ -2,13 +2,16 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import slot_kinds
 from slot_kinds import IMAGE_BYTES, NAMES, images, make_slots, partitions, why_not
 
-from otaflow.errors import InsufficientMemory, OtaflowError
+from otaflow.config import load
+from otaflow.errors import ConfigError, InsufficientMemory, OtaflowError
 from otaflow.platform import partitions as module
 from otaflow.platform.describe import describe
 from otaflow.platform.directories import FolderTrees
@@ -263,3 +266,50 @@ def test_an_ext4_without_lost_and_found_is_empty_too(folder: Path) -> None:
     slots = make_slots("partitions", folder)
     (slots.path("a") / "lost+found").rmdir()
     slots.create("a")
+
+
+MOUNT_AT_ONCE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from slot_kinds import make_slots
+sys.stdout.write("ready\\n")
+sys.stdout.flush()
+sys.stdin.readline()
+make_slots("partitions", Path(sys.argv[1])).path("a")
+"""
+
+
+def test_processes_that_mount_at_once_mount_once(folder: Path) -> None:
+    command = [sys.executable, "-c", MOUNT_AT_ONCE, folder, Path(slot_kinds.__file__).parent]
+    pipe = subprocess.PIPE
+    started = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(4)]
+    for process in started:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert [process.wait() for process in started] == [0, 0, 0, 0]
+    for process in started:
+        process.communicate()
+    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    assert points.count(str((folder / "slots" / "a").resolve())) == 1
+    assert len(_find_loops(images(folder)[0])) == 1
+
+
+@pytest.mark.parametrize(
+    ("slots", "words"),
+    [
+        ('kind = "partitions"', "needs devices, one for each name"),
+        ('kind = "directories"\ndevices = ["/dev/x", "/dev/y"]', "has no devices"),
+        ('kind = "partitions"\ndevices = ["/dev/x", "/dev/x"]', "two different ones"),
+        ('kind = "partitions"\ndevices = ["/dev/x"]', "devices"),
+    ],
+    ids=["none", "of folders", "the same", "one"],
+)
+def test_a_configuration_that_cannot_be_meant(tmp_path: Path, slots: str, words: str) -> None:
+    (tmp_path / "otaflow.toml").write_text(f'[device]\nname = "d"\nmodel = "m"\nroot = "d"\n[slots]\n{slots}\n')
+    with pytest.raises(ConfigError, match=words):
+        load(tmp_path / "otaflow.toml")
