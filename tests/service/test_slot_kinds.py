@@ -15,6 +15,7 @@ import pytest
 from slot_kinds import images, partitions, why_not
 from update_world import FAILING, PROGRAM, SICK, Packages, Picture, World, differences
 
+from otaflow.cli.report import read_status
 from otaflow.errors import OtaflowError
 from otaflow.platform.labels import FILE_NAME
 
@@ -66,7 +67,7 @@ def world(empty: KindWorld, quick: None) -> KindWorld:
 
 
 def versions(world: World) -> list[str]:
-    status = json.loads(world.call("status", "--json"))  # type: ignore[attr-defined]
+    status = read_status(world.device())
     return [status["system_version"], *(status["slots"][name]["version"] for name in ("a", "b"))]
 
 
@@ -138,7 +139,7 @@ def test_a_damaged_spare_partition_stops_updates_only(world: KindWorld) -> None:
     subprocess.run(["umount", world.device().slots.place(spare)], check=True)
     with images(world.folder)["ab".index(spare)].open("r+b") as image:
         image.write(b"\0" * 2**20)
-    status = json.loads(world.call("status", "--json"))
+    status = read_status(world.device())
     assert "cannot use the partition" in status["slots"][spare]["error"]
     with pytest.raises(OtaflowError, match="cannot use the partition"):
         world.install(world.up())
