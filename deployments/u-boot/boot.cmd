@@ -24,12 +24,14 @@ if test -z "${otaflow_boot}"; then setenv otaflow_boot booti; fi
 # --- what it does ---------------------------------------------------------------------------------------------------
 
 setenv otaflow_order "${otaflow_target} ${otaflow_fallback}"
+setenv otaflow_tried
 if test "${upgrade_available}" = 1; then
     if test "${bootcount}" -gt "${bootlimit}"; then
         echo "otaflow: slot ${otaflow_target} has no tries left"
         setenv otaflow_order "${otaflow_fallback}"
     else
         echo "otaflow: slot ${otaflow_target} is on trial, try ${bootcount} of ${bootlimit}"
+        setenv otaflow_tried "${otaflow_target}"
     fi
 fi
 
@@ -37,7 +39,10 @@ for slot in ${otaflow_order} ${otaflow_names}; do
     setenv otaflow_tree "${otaflow_slots}/${slot}"
     if load ${otaflow_device} ${kernel_addr_r} ${otaflow_tree}/vmlinuz; then
         echo "otaflow: slot ${slot}"
-        setenv bootargs "root=${otaflow_root} rootflags=subvol=${otaflow_tree} otaflow.slot=${slot} ${otaflow_options}"
+        setenv otaflow_flags "otaflow.slot=${slot}"
+        # for otaflow-trial.service: it restarts a slot on trial, also one in which otaflow does not start
+        if test "${slot}" = "${otaflow_tried}"; then setenv otaflow_flags "${otaflow_flags} otaflow.trial=1"; fi
+        setenv bootargs "root=${otaflow_root} rootflags=subvol=${otaflow_tree} ${otaflow_flags} ${otaflow_options}"
         # the device tree of the slot, else U-Boot's own
         setenv otaflow_fdt "${fdtcontroladdr}"
         if load ${otaflow_device} ${fdt_addr_r} ${otaflow_tree}/dtb; then setenv otaflow_fdt "${fdt_addr_r}"; fi

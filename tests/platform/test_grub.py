@@ -212,7 +212,8 @@ def test_what_grub_starts(tmp_path: Path, variables: str, kernels: str, started:
     slot, _, why = started.partition(" ")
     announced = said[said.rindex("otaflow: slot") :]
     assert announced.startswith(f"otaflow: slot {slot} ({why}"), said
-    line = f"LINUX root=LABEL=otaflow rootflags=subvol=/slots/{slot} otaflow.slot={slot} ro quiet panic=10"
+    flags = f"otaflow.slot={slot}" + (" otaflow.trial=1" if why == "on trial" else "")
+    line = f"LINUX root=LABEL=otaflow rootflags=subvol=/slots/{slot} {flags} ro quiet panic=10"
     assert f"{line} INITRD (hd1)/slots/{slot}/initrd.img BOOT" in announced
     if variables not in ("missing", "damaged", ""):
         assert make_boot(machine.environment).tries_left() == left

@@ -127,5 +127,7 @@ def test_the_order_in_which_u_boot_tries(
     assert "".join(started) == tried, said
     assert "there is nothing to start" in said
     if tried:
-        line = f"root=LABEL=otaflow rootflags=subvol=/{place}/{tried[-1]} otaflow.slot={tried[-1]} ro quiet panic=10"
+        trial = " otaflow.trial=1" if count in (1, 3) and tried[-1] == target else ""
+        flags = f"otaflow.slot={tried[-1]}{trial}"
+        line = f"root=LABEL=otaflow rootflags=subvol=/{place}/{tried[-1]} {flags} ro quiet panic=10"
         assert f"bootargs={line}\n" in machine.run("printenv bootargs")

@@ -19,7 +19,7 @@ function linux {
     if [ -e "$1.bad" ]; then
         cat "$1.none"
     else
-        echo "LINUX $2 $3 $4 $5 $6 $7"
+        echo "LINUX $2 $3 $4 $5 $6 $7 $8"
         true
     fi
 }
