@@ -2,7 +2,6 @@
 started and checked. power_run.py is the whole of it, tests/power a part.
 """
 
-import contextlib
 import json
 import os
 import random
@@ -18,10 +17,10 @@ from typing import Any
 from own_machine import MachineFailed, run_machine
 from power_check import allowed_ends, check
 from power_stories import STORIES, Facts, Story, make, open_world, tell, tell_recovery
-from recording_disk import MEMORY, Log, Rest, copy_sparse, make_disk, memory_folder, recording
+from recording_disk import Log, Rest, copy_sparse, make_disk, memory_folder, recording
 
-TOP = MEMORY / "otaflow-power-top"
-"""Where each machine mounts its device, for itself: always the same, as the device holds its own path."""
+TOP = Path("/mnt")
+"""Where each machine mounts its device, for itself alone: always the same, as the device holds its own path."""
 FILE_SYSTEMS = {"btrfs": "btrfs", "directories": "ext4"}
 
 
@@ -219,10 +218,5 @@ def random_cuts(recorded: Recorded, count: int, seed: int, since: int = 0) -> li
 @contextmanager
 def open_bench(jobs: int = 2) -> Iterator[Bench]:
     """A bench in memory, gone at the end."""
-    TOP.mkdir(exist_ok=True)
-    try:
-        with memory_folder() as folder:
-            yield Bench(folder, jobs)
-    finally:
-        with contextlib.suppress(OSError):  # another bench uses it
-            TOP.rmdir()
+    with memory_folder() as folder:
+        yield Bench(folder, jobs)

@@ -8,8 +8,9 @@ import contextlib
 import zlib
 from typing import Any
 
-from power_stories import Facts, Marks, Story, client_calls, outcome, plain, quicken, resolutions, survey
+from power_stories import Beside, Facts, Marks, Story, client_calls, outcome, plain, quicken, resolutions, survey
 from power_stories import start as start_machine
+from power_transfer import look_at_transfers
 
 from otaflow import history
 from otaflow.action import Action
@@ -23,6 +24,8 @@ NEW, OLD = "new", "old"
 
 def check(story: Story, world: Any, facts: Facts, moment: int, *, marks: Marks | None = None) -> list[str]:
     """What is wrong with the device after a power cut when the log was `moment` long; empty where nothing is."""
+    if "transfer" in story.calls:
+        return look_at_transfers(world.device(), facts["marks"], moment)
     wrong = look_before(world, facts, moment)
     if any(one.startswith(("boot target", "journal")) for one in wrong):
         return wrong  # nothing can start from this
@@ -71,6 +74,9 @@ def look_at_records(world: Any, facts: Facts, moment: int) -> list[str]:
         content = (world.root / "nvm/journal").read_bytes()
         if zlib.crc32(content[:length]) != checksum:
             wrong.append(f"acknowledged: the journal lost what it said at {journals[-1]['name']}")
+    rows = [mark["rows"] for mark in passed if "rows" in mark]
+    if rows:
+        wrong += Beside(world.folder).look(rows[-1])
     if passed and passed[-1]["name"] == "?answered" and resolutions(world, facts) != passed[-1]["resolutions"]:
         wrong.append("acknowledged: the history lost the end that was answered")
     return wrong

@@ -7,6 +7,7 @@ marked in the log, and told as a list of facts that hold at each moment: what wa
 import contextlib
 import json
 import os
+import sqlite3
 import subprocess
 import zlib
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any
 
 from app_world import ADD_AUTHOR, LightWorld, build_system
 from own_machine import begin_boot
+from power_transfer import tell_transfers
 from update_world import FAILING, SICK, Packages, World
 
 from otaflow import fault
@@ -64,6 +66,8 @@ class Story:
     calls: tuple[str, ...] = ()
     more: str = ""
     """TOML for the device's configuration."""
+    beside: bool = False
+    """Whether databases beside otaflow are written all the while: Prefect's server's, and an application's."""
     restarts: bool = False
     """Whether the machine really restarts, and the switch of the initial RAM disk chooses the slot."""
 
@@ -87,6 +91,8 @@ STORIES = {
         Story("previous slot", lambda world: [world.action("previous-slot")], turn="flip_slot"),
         Story("backup", lambda world: [world.action("backup")], turn="flip_slot"),
         Story("snapshot", lambda world: [world.action("snapshot")], turn="restore_main"),
+        Story("update beside databases", lambda world: [world.up()], turn="flip_slot", beside=True),
+        Story("transfer", lambda world: [], calls=("transfer",)),
         Story("restarting update", lambda world: [world.up()], turn="flip_slot", restarts=True),
         Story("restarting sick update", lambda world: [world.up(world.packages.make(health=SICK))], restarts=True),
         Story("client's update", lambda world: [world.up()], turn="$Success ProcessSwPackage", calls=CLIENT),
@@ -203,6 +209,49 @@ def outcome(story: Story, world: Any) -> dict[str, Any]:
     }
 
 
+class Beside:
+    """Two databases beside the device: Prefect's server's, as it is set up, and one whose every commit is promised."""
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = [folder / "beside" / name for name in ("prefect.db", "own.db")]
+        self.connections: list[sqlite3.Connection] = []
+
+    def open(self) -> None:
+        self.paths[0].parent.mkdir(exist_ok=True)
+        for path, synchronous in zip(self.paths, ("NORMAL", "FULL"), strict=True):
+            connection = sqlite3.connect(path)
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute(f"PRAGMA synchronous = {synchronous}")
+            connection.execute("CREATE TABLE IF NOT EXISTS states (id INTEGER PRIMARY KEY, name TEXT, more TEXT)")
+            connection.commit()
+            self.connections.append(connection)
+
+    def write(self, name: str) -> int:
+        """One more row in each; how many the second one has."""
+        if not self.connections:
+            self.open()
+        for connection in self.connections:
+            connection.execute("INSERT INTO states (name, more) VALUES (?, ?)", (name, name * 40))
+            connection.commit()
+        return int(self.connections[1].execute("SELECT count(*) FROM states").fetchone()[0])
+
+    def look(self, promised: int) -> list[str]:
+        """What is wrong with them when so many rows were promised."""
+        wrong = []
+        for path in self.paths:
+            if not path.exists():
+                rows = 0
+            else:
+                with contextlib.closing(sqlite3.connect(path)) as database:
+                    if (said := database.execute("PRAGMA integrity_check").fetchone()[0]) != "ok":
+                        wrong.append(f"beside: {path.name} is damaged: {said}")
+                    tables = database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+                    rows = database.execute("SELECT count(*) FROM states").fetchone()[0] if tables else 0
+            if path.name == "own.db" and rows < promised:
+                wrong.append(f"beside: {path.name} has {rows} of {promised} promised rows")
+        return wrong
+
+
 # --- telling ----------------------------------------------------------------------------------------------------------
 
 
@@ -214,6 +263,8 @@ class Marks:
         self.found: list[dict[str, Any]] = []
         self.contents: dict[str, str] = {}
 
+        self.beside: Beside | None = None
+
     def note(self, name: str, **facts: Any) -> None:
         self.found.append({"name": name, "at": self.log.stat().st_size, **facts})
 
@@ -221,10 +272,10 @@ class Marks:
         """A fault point: after `.after` and `.done` the journal is durable as it is."""
         if name.endswith(("flip_slot.before", "restart.before")):
             self.contents |= contents(self.world)
-        facts: Facts = {}
+        facts: Facts = {"rows": self.beside.write(name)} if self.beside else {}
         if name.endswith((".after", ".done")):
             journal = (self.world.root / "nvm/journal").read_bytes()
-            facts = {"journal": [len(journal), zlib.crc32(journal)]}
+            facts["journal"] = [len(journal), zlib.crc32(journal)]
         self.note(name, **facts)
 
 
@@ -233,10 +284,15 @@ def tell(story: Story, world: Any, facts: Facts, log: Path) -> Facts:
     marks = Marks(world, log)
     quicken()
     start(world)
+    if story.beside:
+        marks.beside = Beside(world.folder)
     fault.trace(marks.reach)
     try:
         with contextlib.suppress(OtaflowError):
-            _do(story, world, facts, marks)
+            if "transfer" in story.calls:
+                tell_transfers(world.device(), marks.note)
+            else:
+                _do(story, world, facts, marks)
     finally:
         fault.trace(None)
     marks.note("?answered", resolutions=resolutions(world, facts))
