@@ -221,7 +221,6 @@ def test_the_script_of_initramfs_tools(
 ) -> None:
     """On the btrfs of the tests, mounted once more, with the script's folders in the test's own."""
     top = tmp_path / "top"
-    top.mkdir()
     device = subprocess.run(
         ["findmnt", "-n", "-o", "SOURCE", btrfs_top], check=True, capture_output=True, text=True
     ).stdout.strip()
@@ -238,7 +237,8 @@ def test_the_script_of_initramfs_tools(
         ". /scripts/functions": f". {tmp_path}/functions",
         ". /etc/otaflow-initrd.conf": f". {tmp_path}/otaflow-initrd.conf",
         "/bin/otaflow-switch": str(SWITCH),
-        "top=/run/otaflow": f"top={top}",
+        "top=/run/otaflow-top": f"top={top}",
+        "=/run/otaflow/trial": f"={tmp_path}/run/trial",
         "/conf/param.conf": f"{tmp_path}/param.conf",
     }
     for here, there in places.items():
@@ -251,7 +251,8 @@ def test_the_script_of_initramfs_tools(
             ["dash", "-c", f'. {tmp_path}/param.conf; echo "$ROOTFLAGS"'], check=True, capture_output=True, text=True
         ).stdout
         assert written == chosen.replace("/slots", f"/{tmp_path.name}/slots") + "\n"
-        assert not os.path.ismount(top)
+        assert not top.exists()
+        assert (tmp_path / "run/trial").exists() == (content == ON_TRIAL)
         if content == ON_TRIAL:
             assert read_count(inside / "index.json", ON_TRIAL.promise) == 1
     finally:
