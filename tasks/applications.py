@@ -15,7 +15,9 @@ from otaflow.platform.copying import delete_tree
 from otaflow.platform.device import device
 from otaflow.platform.overlay import overlay
 from otaflow.platform.processes import end_processes, find_processes
+from otaflow.records import RESERVE
 from otaflow.tasks.package import metadata_of
+from otaflow.tasks.program import hold_reserve, release_reserve
 from otaflow.tasks.step import remember, step, stop_if_asked
 
 log = logging.getLogger("otaflow.applications")
@@ -28,12 +30,14 @@ def prepare_files(folder: str, kept: str) -> str:
     """Make the application's new tree beside the present one, which is not touched; returns its generation.
 
     It lies under the name `kept`, and is a copy of the present tree with the package's `files` over it, and without
-    what the metadata removes. On btrfs it costs what changed.
+    what the metadata removes. On btrfs it costs what changed. Room for taking the session back is kept from here on.
     """
     here = device()
     metadata = metadata_of(folder)
     data = here.applications.data(metadata.name)
-    memory = remember(name=metadata.name, kept=kept, made_data=not data.is_dir())
+    reserve = f"{RESERVE}-{here.journal.session.current}"
+    memory = remember(name=metadata.name, kept=kept, made_data=not data.is_dir(), reserve=reserve)
+    hold_reserve(memory["reserve"])
     data.mkdir(parents=True, exist_ok=True)
     aside = here.applications.aside(metadata.name, memory["kept"])
     here.trees.remove(aside)
@@ -53,9 +57,10 @@ def prepare_files(folder: str, kept: str) -> str:
 
 
 @prepare_files.undo
-def remove_prepared(name: str, kept: str, made_data: bool) -> None:
+def remove_prepared(name: str, kept: str, made_data: bool, reserve: str) -> None:
     """Remove the tree that was prepared; the application's own is another. Data of one that was not there goes."""
     here = device()
+    release_reserve(reserve)
     here.trees.remove(here.applications.aside(name, kept))
     if made_data:
         delete_tree(here.applications.data(name))

@@ -15,11 +15,11 @@ from otaflow.platform import sandbox
 from otaflow.platform.copying import sync_file_system
 from otaflow.platform.device import device
 from otaflow.platform.labels import Label, read_label, write_label
+from otaflow.records import RESERVE
 from otaflow.tasks.configuration import bring_configuration
 from otaflow.tasks.package import metadata_of
 from otaflow.tasks.step import remember, step, stop_if_asked
 
-RESERVE = "reserve"
 RESERVE_BYTES = 8 * 2**20  # beside the configuration: the journal, the logs, what btrfs wants free to change anything
 BLOCK = 4096
 

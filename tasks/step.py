@@ -29,6 +29,7 @@ from otaflow.errors import ProcessSwPackageCancelled, Refused, UcmError, UndoFai
 from otaflow.journal import Intent, Journal
 from otaflow.platform.device import device
 from otaflow.platform.durable import sync_device
+from otaflow.records import give_up_reserve
 
 if TYPE_CHECKING:
     from prefect import Task
@@ -161,7 +162,11 @@ class Step(Generic[P, R]):
         assert self.take_back is not None
         progress.tell("undo", self.title, step=self.name)
         fault.point(f"undo.{self.name}.before")
-        self.take_back(**memory)
+        try:
+            self.take_back(**memory)
+        except Exception:
+            give_up_reserve(device().nvm)  # the disk may be full, and the next try is what the room was kept for
+            raise
         fault.point(f"undo.{self.name}.acted")
 
     @property

@@ -4,6 +4,7 @@ A line is `CRC32 JSON`. Power that goes in the middle of a write leaves a torn l
 for it, so it is dropped. Damage anywhere else is an error, since something that was promised is lost.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -16,6 +17,9 @@ from otaflow.errors import JournalCorrupt
 from otaflow.files import fsync_folder, write_atomic
 
 Record = dict[str, Any]
+RESERVE = "reserve"
+"""`RESERVE-NUMBER` beside a file of records keeps room: on a full disk what is going on can be ended, or taken back."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def encode(record: Record) -> bytes:
@@ -75,16 +79,32 @@ class RecordFile:
         return read(self.path)[0]
 
     def append(self, *records: Record, durable: bool = True) -> None:
-        """Add `records` in one write; they are on the disk when this returns (unless not `durable`)."""
+        """Add `records` in one write; they are on the disk when this returns (unless not `durable`).
+
+        On a full disk they take the room that is kept beside the file. OSError leaves the file as it was.
+        """
+        content = b"".join(encode(record) for record in records)
+        try:
+            self._append(content, durable)
+        except OSError as error:
+            if error.errno not in NO_ROOM or not give_up_reserve(self.path.parent):
+                raise
+            self._append(content, durable)
+
+    def _append(self, content: bytes, durable: bool) -> None:
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             new = os.fstat(fd).st_size == 0
             self._cut_torn_line(fd)
-            os.lseek(fd, 0, os.SEEK_END)
-            _write_all(fd, b"".join(encode(record) for record in records))
-            if durable:
-                os.fsync(fd)
+            end = os.lseek(fd, 0, os.SEEK_END)
+            try:
+                _write_all(fd, content)
+                if durable:
+                    os.fsync(fd)
+            except OSError:  # what is not promised must not be read as if it were
+                os.ftruncate(fd, end)
+                raise
         finally:
             os.close(fd)
         if new:
@@ -100,6 +120,16 @@ class RecordFile:
         if not size or (os.pread(fd, 1, size - 1) == b"\n" and _last_line_sound(fd, size)):
             return
         os.ftruncate(fd, read(self.path)[1])
+
+
+def give_up_reserve(folder: Path) -> bool:
+    """Give the room back that is kept in `folder` for a full disk; whether there was any."""
+    reserves = list(folder.glob(f"{RESERVE}-*"))
+    for reserve in reserves:
+        reserve.unlink(missing_ok=True)
+    if reserves:
+        os.sync()  # on btrfs the room is there only then
+    return bool(reserves)
 
 
 def _last_line_sound(fd: int, size: int) -> bool:
