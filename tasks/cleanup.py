@@ -59,6 +59,8 @@ def remove_leavings() -> None:
         release_gone(tree)
     for tree in [*here.applications.leavings(), *here.dumps.glob("*")]:
         here.trees.remove(tree)
+    for left in here.backups.folder.glob("*/.*"):  # a cut-off removal's `.main.gone`, a cut-off archive
+        here.trees.remove(left)
     for folder in (here.cache / "extracted").glob("*"):
         remove_scratch(folder)
 

@@ -374,9 +374,10 @@ class Ucm:
         self.fire("$Success")
 
     def _refuse_half_reverted(self) -> None:
-        """What a refused Revert has taken back in part is not what was processed."""
+        """What a refused Revert has taken back in part is not what was processed; a failed activation changes nothing."""
         processed = set(self.journal.session.processed)
-        if any(intent.undone and intent.action in processed for intent in self.journal.session.intents.values()):
+        prepared = [intent for intent in self.journal.session.intents.values() if intent.phase != "activate"]
+        if any(intent.undone and intent.action in processed for intent in prepared):
             raise errors.ErrorNoValidProcessing(
                 "cannot activate: a part of what was processed is reverted",
                 hint="revert the rest (RevertProcessedSwPackages), and process the package again",

@@ -92,7 +92,7 @@ class Run:
         """Say what is wrong, how to make it again, and keep the recording."""
         for number, (cut, wrong) in enumerate(result.violations[:TOLD]):
             if number == 0:
-                folder = KEPT / f"{recorded.story.name}-{recorded.kind}-{int(time.time())}".replace(" ", "-")
+                folder = KEPT / f"{recorded.story.name}-{recorded.kind}-{int(time.time())}".replace(" ", "-").replace("'", "")
                 recorded.keep(folder)
             one = f'SEED={cut.seed} CUTS=1 STORY="{recorded.story.name}" KIND={recorded.kind}'
             self.console.print(f"VIOLATION {recorded.story.name}, {recorded.kind}: {cut}", style="red", markup=False)
