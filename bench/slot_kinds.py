@@ -6,6 +6,7 @@ Two slots are updated in turn, as a device's are, with a picture of each system 
 """
 
 import argparse
+import os
 import shutil
 import subprocess
 import tempfile
@@ -63,7 +64,7 @@ def make_image(image: Path, size: int, kind: str) -> Path:
     """An image file with an empty file system."""
     with image.open("wb") as file:
         file.truncate(size + 256 * 2**20)
-    subprocess.run([f"/sbin/mkfs.{kind}", "-q", image], check=True)
+    subprocess.run([f"/sbin/mkfs.{kind}", "-q", image], check=True, capture_output=True)
     return image
 
 
@@ -102,7 +103,10 @@ def update(device: Device, running: str, spare: str, number: int, found: dict[st
     system.take_changed(slots.path(running), new, SHARE, seed=number)
     disk.settle(device.backups)
     before = shutil.disk_usage(device.backups).used
-    taken = {"copy": _time(copy), "apply": _time(apply)}
+    began = _cpu()
+    taken = {"copy": _time(copy)}
+    taken["CPU"] = _cpu() - began
+    taken["apply"] = _time(apply)
     subprocess.run(["sync"], check=True)
     taken["MB kept"] = (shutil.disk_usage(device.backups).used - before) / 1e6
     taken["undo"] = _time(lambda: (slots.put_back(spare, f"{number}"), slots.sync(spare)))
@@ -121,6 +125,12 @@ def _time(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def _cpu() -> float:
+    """The seconds of CPU of this process and of the programs that it has run."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
@@ -130,12 +140,12 @@ def main() -> None:
     parser.add_argument("--kind", choices=KINDS, nargs="+", default=list(KINDS))
     chosen = parser.parse_args()
     print(f"### {SHARE:.0%} of {chosen.mb} MB in {chosen.files} files, median of {chosen.rounds}\n")
-    print("| slots | copy, s | apply, s | commit, s | all, s | undo, s | MB more while it is kept |")
-    print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
+    print("| slots | copy, s | copy, CPU s | apply, s | commit, s | all, s | undo, s | MB more while it is kept |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     for kind in chosen.kind:
         figures = measure(kind, chosen.folder, chosen.rounds, chosen.mb * 10**6, chosen.files)
         parts = [figures[name] for name in ("copy", "apply", "commit")]
-        cells = [*parts, sum(parts), figures["undo"]]
+        cells = [parts[0], figures["CPU"], *parts[1:], sum(parts), figures["undo"]]
         print(
             f"| {kind} | " + " | ".join(f"{cell:.2f}" for cell in cells) + f" | {figures['MB kept']:.0f} |", flush=True
         )

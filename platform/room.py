@@ -29,16 +29,21 @@ def check_room(source: Path, base: Path | None, where: Path, what: str, hint: st
     by what `stat` says of them: where it says too little (one time for all), the disk may still become full.
     """
     base = base if base is not None and base.is_dir() else None
-    new = _weigh(source, base)
-    gone = _weigh(base, source) if base is not None and os.path.samefile(base, where) else Room()
-    there = os.statvfs(where)
-    free = Room((there.f_bfree if gone.files else there.f_bavail) * there.f_frsize, there.f_ffree) + gone
-    if new.size > free.size or (there.f_files and new.files > free.files):
+    new, there = _weigh(source, base), os.statvfs(where)
+    free = Room(there.f_bavail * there.f_frsize, there.f_ffree)
+    if not _fits(new, free, there) and base is not None and os.path.samefile(base, where):
+        free = Room(there.f_bfree * there.f_frsize, there.f_ffree) + _weigh(base, source)
+    if not _fits(new, free, there):
         if new.size > free.size:
             takes, room = f"{new.size / 10**6:.1f} MB", f"{free.size / 10**6:.1f} MB"
         else:
             takes, room = f"{new.files} files", f"{free.files} files"
         raise InsufficientMemory(f"{what}: it takes {takes} more, and {where} has room for {room}", hint=hint)
+
+
+def _fits(new: Room, free: Room, there: os.statvfs_result) -> bool:
+    """A file system that makes inodes as it needs them has no number of them."""
+    return new.size <= free.size and (new.files <= free.files or not there.f_files)
 
 
 def remove_extras(source: Path, target: Path) -> None:
