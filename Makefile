@@ -13,6 +13,7 @@ help:
 	@echo "make test       all tests, linters included; ARGS are pytest's, JOBS=2 files at a time"
 	@echo "make test-fast  the tests that need neither btrfs nor a Prefect server"
 	@echo "make test-power power cuts: every story at each of its moments and at CUTS=5000 others (docs/testing.md; root)"
+	@echo "make test-vm    real boots, in qemu with GRUB: 15 minutes, some more the first time (docs/testing.md; root)"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     ruff's formatter"
 	@echo "make bench      the benchmarks"
@@ -38,6 +39,11 @@ test-power: $(READY)
 	@$(BIN)/python tests/support/power_run.py --seed $(SEED) --cuts $(CUTS) --jobs $(JOBS) \
 	$(if $(STORY),--story "$(STORY)") $(if $(KIND),--kind $(KIND)) $(if $(AGAIN),--again $(AGAIN) --cut $(CUT)) $(ARGS)
 
+test-vm: $(READY)
+	@.ci/packages vm
+	@$(BIN)/python tests/support/vm_booted.py
+	@$(BIN)/python -m pytest -m vm tests/vm -n $(JOBS) $(ARGS)
+
 lint: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
@@ -62,4 +68,4 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
-.PHONY: help demo test test-fast test-power lint format bench pictures clean
+.PHONY: help demo test test-fast test-power test-vm lint format bench pictures clean
