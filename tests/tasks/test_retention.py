@@ -30,6 +30,7 @@ def kind() -> str:
         pytest.param(100, 0, False, id="never restarted"),
         pytest.param(0, 0, False, id="just made"),
         pytest.param(100, 100, True, id="long ago"),
+        pytest.param(-365, 100, False, id="made while the clock was a year ahead"),
     ],
 )
 def test_both_limits_must_be_over(world: World, days: float, restarts: int, over: bool) -> None:
