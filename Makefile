@@ -27,7 +27,7 @@ demo: $(READY)
 # All that the tests write is in one folder, removed at the end; Prefect's database, too, whatever server the user has.
 test: $(READY)
 	@.ci/packages test
-	@scratch=$$(.ci/scratch) && trap 'rm -rf "$$scratch"' EXIT && trap 'exit 130' INT TERM && mkdir "$$scratch/tmp" && \
+	@scratch=$$(.ci/scratch) && trap 'rm -rf "$$scratch"' EXIT && trap 'exit 130' INT TERM && \
 	env -u PREFECT_API_URL -u OTAFLOW_CONFIG PREFECT_HOME="$$scratch/prefect" TMPDIR="$$scratch/tmp" \
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --basetemp="$$scratch/t" $(ARGS)
 

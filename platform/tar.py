@@ -10,6 +10,8 @@ from otaflow.platform.directories import hidden
 from otaflow.platform.run import run
 
 TIMEOUT = 4 * 3600.0
+END_BYTES = 1024
+RECORD_BLOCKS = 2048  # of 512 bytes: 1 MB instead of 10 KB takes a tenth of the time
 KEEP = ["--xattrs", "--xattrs-include=*", "--acls", "--numeric-owner"]
 
 
@@ -25,8 +27,7 @@ def archive(source: Path, target: Path, members: Sequence[str] = (".",)) -> None
     new.unlink(missing_ok=True)
     new.touch(mode=0o600)
     command: list[str | Path] = ["tar", "--create", f"--file={new}", *KEEP]
-    # records of 1 MB instead of 10 KB: a tenth of the time
-    command += ["--blocking-factor=2048", "--one-file-system", "--sparse", "--format=posix"]
+    command += [f"--blocking-factor={RECORD_BLOCKS}", "--one-file-system", "--sparse", "--format=posix"]
     command += ["-C", source, "--", *members]
     run(command, timeout=TIMEOUT)
     fsync_file(new)
@@ -35,9 +36,25 @@ def archive(source: Path, target: Path, members: Sequence[str] = (".",)) -> None
 
 
 def restore(archived: Path, into: Path) -> None:
-    """Fill the empty folder `into` with the tree of a tar file of `archive`. Cut short, `into` is to be removed."""
+    """Fill the empty folder `into` with the tree of a tar file of `archive`. Cut short, `into` is to be removed.
+
+    Raises OtaflowError for an archive without its end; CommandFailed when tar cannot read it.
+    """
     if not into.is_dir() or any(into.iterdir()):
         raise OtaflowError(f"cannot restore {archived} into {into}: it is no empty folder")
+    _check_end(archived)
     options = ["--preserve-permissions", "--same-owner", "--delay-directory-restore"]
     command: list[str | Path] = ["tar", "--extract", f"--file={archived}", *KEEP, *options, "-C", into]
     run(command, timeout=TIMEOUT)
+
+
+def _check_end(archived: Path) -> None:
+    """It is whole records with zeros at the end; tar itself takes one that was cut between two members for whole."""
+    with archived.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - END_BYTES))
+        if not size or size % (RECORD_BLOCKS * 512) or file.read().strip(b"\0"):
+            raise OtaflowError(
+                f"cannot restore the full backup {archived}: it was cut off",
+                hint="`otaflow backups` lists what else can be gone back to",
+            )

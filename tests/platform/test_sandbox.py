@@ -159,7 +159,8 @@ def test_the_root_file_system_can_be_protected(tmp_path: Path) -> None:
     box = Box(tmp_path)
     script = 'touch "$B/new" && ! touch "$A/new" && ! touch /otaflow-test-file'
     assert box.run(script, protected=[Path("/"), box.root]) == 0, box.heard
-    assert box.run(script, protected=[Path("/")]) == 0, box.heard
+    if os.stat(tmp_path).st_dev == os.stat("/").st_dev:  # else the slots are on another one
+        assert box.run(script, protected=[Path("/")]) == 0, box.heard
 
 
 @rooted

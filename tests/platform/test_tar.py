@@ -55,9 +55,12 @@ def test_only_an_empty_folder_is_filled(plain: Path, tmp_path: Path) -> None:
         restore(tmp_path / "full.tar", tmp_path / "none")
 
 
-def test_a_cut_off_archive_is_an_error(plain: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", [0, 512, 1024, 5000, 5120, 2**20 - 512])
+def test_a_cut_off_archive_is_an_error(plain: Path, tmp_path: Path, kept: int) -> None:
+    """Also where tar alone would take it for a whole one: between two members, or in the zeros behind one."""
     archive(plain, tmp_path / "full.tar")
-    os.truncate(tmp_path / "full.tar", 5000)
+    os.truncate(tmp_path / "full.tar", kept)
     (tmp_path / "restored").mkdir()
-    with pytest.raises(CommandFailed):
+    with pytest.raises(OtaflowError, match="it was cut off"):
         restore(tmp_path / "full.tar", tmp_path / "restored")
+    assert list((tmp_path / "restored").iterdir()) == []
