@@ -374,7 +374,7 @@ class Ucm:
         self.fire("$Success")
 
     def _refuse_half_reverted(self) -> None:
-        """What a refused Revert has taken back in part is not what was processed; a failed activation changes nothing."""
+        """What a refused Revert has taken back in part is not what was processed; a failed activation is no matter."""
         processed = set(self.journal.session.processed)
         prepared = [intent for intent in self.journal.session.intents.values() if intent.phase != "activate"]
         if any(intent.undone and intent.action in processed for intent in prepared):
