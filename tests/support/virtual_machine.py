@@ -144,8 +144,16 @@ class VirtualMachine:
         return json.loads(self.check(command))
 
     def wait_idle(self) -> None:
-        """Return when the boot is over, and with it what otaflow does in it."""
-        self.run("systemctl is-system-running --wait")
+        """Return when a boot is over, and with it what otaflow does in it: that may be to restart the machine."""
+        while True:
+            self.send("systemctl is-system-running --wait")
+            values = self._receive(self._port, PATIENCE)
+            if "slot" in values:
+                self.slot, self.boot_id = values["slot"], values["boot_id"]
+            elif values["output"].strip() in ("running", "degraded"):
+                return
+            else:  # it is going down
+                self.wait_up()
 
     def wait_active(self, unit: str) -> None:
         """Return when the unit has been started, in a boot that goes on."""

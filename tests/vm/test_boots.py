@@ -2,51 +2,35 @@
 whenever the power goes, the machine ends on a good slot.
 """
 
-from typing import Any
-
 import pytest
 from virtual_machine import VirtualMachine
+from vm_device import begin, check_kept, read_last
+
+from otaflow.history import ACTIVATED, VERIFICATION_FAILED
 
 pytestmark = pytest.mark.vm
 
 FIRST, SECOND = "slot b (on trial, tries left after this one: 1)", "slot b (on trial, tries left after this one: 0)"
 GIVEN_UP = "slot b has no tries left"
 FALLBACK = "slot a (fallback)"
-INSTALL = "python3 /device/updates/vm_install.py /device/updates/{}.nsr"
-
-
-def begin(machine: VirtualMachine, update: str) -> None:
-    """Install it; the machine restarts by itself when it is activated."""
-    machine.send(INSTALL.format(update))
-    machine.wait_until(lambda: bool(machine.starts()))
-
-
-def kept(machine: VirtualMachine, version: str, slot: str) -> dict[str, Any]:
-    """The machine is Idle, and the slot that runs holds `version`, is trusted, and is what starts next."""
-    machine.wait_idle()
-    status = machine.json("otaflow status --json")
-    assert (status["ucm_state"], status["active_slot"], status["boot_target"]) == ("Idle", slot, slot), status
-    assert (status["system_version"], status["tries_left"], status["alarm"]) == (version, None, None), status
-    assert machine.check("cat /etc/version /device/main/etc/sys/version 2>/dev/null || :").split() == {
-        "1.0.0": ["1.0.0"],
-        "1.1.0": ["1.1.0", "version", "=", "1.1.0"],
-    }.get(version)
-    last: dict[str, Any] = machine.json("otaflow history --json")[-1]
-    return last
+AGAIN = "slot a (trusted)"
+"""What was taken back is started once more, after the boot loader has fallen back: it ran while its data came back."""
 
 
 def rolled_back(machine: VirtualMachine, version: str) -> str:
     """The machine is on the former slot as if nothing had been; returns why, from its history."""
-    last = kept(machine, "1.0.0", "a")
-    assert (last["version"], last["resolution"]) == (version, "kRolledBack"), last
+    check_kept(machine, "1.0.0", "a")
+    last = read_last(machine)
+    assert (last["version"], last["resolution"]) == (version, VERIFICATION_FAILED), last
     return str(last["why"])
 
 
 def test_good_update(machine: VirtualMachine) -> None:
     begin(machine, "good")
     assert machine.wait_up() == "b"
-    last = kept(machine, "1.1.0", "b")
-    assert (last["version"], last["resolution"]) == ("1.1.0", "kActivated")
+    check_kept(machine, "1.1.0", "b")
+    last = read_last(machine)
+    assert (last["version"], last["resolution"]) == ("1.1.0", ACTIVATED)
     assert machine.reboot() == "b"
     assert machine.starts() == [FIRST, "slot b (trusted)"]
 
@@ -55,7 +39,7 @@ def test_slot_without_a_kernel(machine: VirtualMachine) -> None:
     begin(machine, "no-kernel")
     assert machine.wait_up() == "a"
     assert "slot b did not start: slot a runs" in rolled_back(machine, "1.2.0")
-    assert machine.starts()[-1] == FALLBACK
+    assert machine.starts() == [FALLBACK, AGAIN]
 
 
 def test_slot_that_does_not_boot(machine: VirtualMachine) -> None:
@@ -63,7 +47,7 @@ def test_slot_that_does_not_boot(machine: VirtualMachine) -> None:
     assert machine.wait_up() == "a"
     why = rolled_back(machine, "1.3.0")
     assert "slot b did not start: slot a runs, after the boot loader had used up its tries" in why
-    assert machine.starts() == [FIRST, SECOND, GIVEN_UP, FALLBACK]
+    assert machine.starts() == [FIRST, SECOND, GIVEN_UP, FALLBACK, AGAIN]
 
 
 def test_slot_that_is_unhealthy(machine: VirtualMachine) -> None:
@@ -71,7 +55,7 @@ def test_slot_that_is_unhealthy(machine: VirtualMachine) -> None:
     assert machine.wait_up() == "b"
     assert machine.wait_up() == "a"
     assert "the engine does not start" in rolled_back(machine, "1.4.0")
-    assert machine.starts() == [FIRST, "slot a (trusted)"]
+    assert machine.starts() == [FIRST, AGAIN]
 
 
 def test_slot_that_hangs(machine: VirtualMachine) -> None:
@@ -82,7 +66,7 @@ def test_slot_that_hangs(machine: VirtualMachine) -> None:
         pass
     assert "after the boot loader had used up its tries" in rolled_back(machine, "1.5.0")
     assert machine.console.read_text(errors="replace").count("the kernel stops") == 2
-    assert machine.starts() == [FIRST, SECOND, GIVEN_UP, FALLBACK]
+    assert machine.starts() == [FIRST, SECOND, GIVEN_UP, FALLBACK, AGAIN]
 
 
 def test_power_cuts_while_the_new_slot_boots(machine: VirtualMachine) -> None:
@@ -94,8 +78,9 @@ def test_power_cuts_while_the_new_slot_boots(machine: VirtualMachine) -> None:
     machine.wait_active("otaflow-recover.service")
     machine.cut_power()
     assert machine.switch_on() == "b"
-    last = kept(machine, "1.1.0", "b")
-    assert (last["version"], last["resolution"]) == ("1.1.0", "kActivated")
+    check_kept(machine, "1.1.0", "b")
+    last = read_last(machine)
+    assert (last["version"], last["resolution"]) == ("1.1.0", ACTIVATED)
     assert machine.starts() == [FIRST, SECOND, SECOND]
 
 

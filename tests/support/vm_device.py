@@ -1,0 +1,31 @@
+"""The device in a virtual machine: updates of it, and what must hold when they are over."""
+
+from typing import Any
+
+from virtual_machine import VirtualMachine
+
+INSTALL = "python3 /device/updates/vm_install.py /device/updates/{}.nsr"
+CONFIGURATIONS = {"1.0.0": [], "1.1.0": ["version", "=", "1.1.0"]}
+
+
+def begin(machine: VirtualMachine, update: str) -> None:
+    """Install it; the machine restarts by itself when it is activated, and GRUB has told of it."""
+    told = len(machine.starts())
+    machine.send(INSTALL.format(update))
+    machine.wait_until(lambda: len(machine.starts()) > told)
+
+
+def check_kept(machine: VirtualMachine, version: str, slot: str) -> None:
+    """The machine is Idle, and the slot that runs holds `version`, is trusted, and is what starts next."""
+    machine.wait_idle()
+    status = machine.json("otaflow status --json")
+    assert (status["ucm_state"], status["active_slot"], status["boot_target"]) == ("Idle", slot, slot), status
+    assert (status["system_version"], status["tries_left"], status["alarm"]) == (version, None, None), status
+    found = machine.check("cat /etc/version; cat /device/main/etc/sys/version 2>/dev/null || :").split()
+    assert found == [version, *CONFIGURATIONS[version]]
+
+
+def read_last(machine: VirtualMachine) -> dict[str, Any]:
+    """The newest record of the history."""
+    last: dict[str, Any] = machine.json("otaflow history --json")[-1]
+    return last
