@@ -186,7 +186,10 @@ def resume(*, config: ConfigFile = None, json: Json = False) -> None:
             _tell_rolled_back(through.resume(agent, device))
             done.append(device.running_system().version)
     else:
-        with reporting(device, json, done), working(device, view=not json) as (ucm, _):
+        journal = Device(device.config).journal  # the device's own is read when it is locked
+        # nearly every boot: nothing is to be done, nor told, and loading Prefect would take seconds
+        prefect = journal.needs_recovery or bool(journal.untold())
+        with reporting(device, json, done), working(device, prefect=prefect, view=not json) as (ucm, _):
             go_on(ucm)
             done.append(device.running_system().version)
     if not json:
