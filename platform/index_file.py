@@ -69,7 +69,7 @@ class IndexFile:
         index = self._read()
         if index.tries is not None:
             write_index(self._path, Index(index.slot, index.promise))
-            forget_count(self._path)
+        forget_count(self._path)  # also where a power cut came before it
 
     def give_try_back(self) -> None:
         index = self._read()
