@@ -92,7 +92,8 @@ class Run:
         """Say what is wrong, how to make it again, and keep the recording."""
         for number, (cut, wrong) in enumerate(result.violations[:TOLD]):
             if number == 0:
-                folder = KEPT / f"{recorded.story.name}-{recorded.kind}-{int(time.time())}".replace(" ", "-").replace("'", "")
+                name = "".join(one if one.isalnum() else "-" for one in recorded.story.name)
+                folder = KEPT / f"{name}-{recorded.kind}-{int(time.time())}"
                 recorded.keep(folder)
             one = f'SEED={cut.seed} CUTS=1 STORY="{recorded.story.name}" KIND={recorded.kind}'
             self.console.print(f"VIOLATION {recorded.story.name}, {recorded.kind}: {cut}", style="red", markup=False)
