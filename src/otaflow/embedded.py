@@ -9,6 +9,7 @@ import logging
 import os
 import secrets
 import socket
+import sqlite3
 import threading
 import time
 import urllib.error
@@ -120,6 +121,8 @@ class Embedded:
                 self._look()
                 said = ""
             except Exception as error:  # a full disk, a port that is taken: the device does its work without it
+                if self._put_aside_damaged():
+                    continue
                 wait = AGAIN_SECONDS
                 if str(error) != said:
                     log.warning("%s; it is tried again", error)
@@ -139,6 +142,25 @@ class Embedded:
         said = self.folder / "server.log"
         if said.stat().st_size > LOG_BYTES:
             os.truncate(said, 0)
+
+    def _put_aside_damaged(self) -> bool:
+        """Whether its database is damaged: then it is renamed, and the next start makes a new one.
+
+        What is lost is the look of former runs. The journal and the history have the truth, and the sessions that the
+        journal still knows are shown again. The last damaged one is kept, as `prefect.db.damaged`.
+        """
+        path = self.folder / "prefect.db"
+        if self._server is not None or not _is_damaged(path):
+            return False
+        try:
+            for end in ("-wal", "-shm"):
+                path.with_name(path.name + end).unlink(missing_ok=True)
+            os.rename(path, path.with_name(f"{path.name}.damaged"))
+        except OSError as error:
+            log.warning("cannot put the damaged database of Prefect's server aside: %s", error)
+            return False
+        log.warning("the database of Prefect's server was damaged: it is %s.damaged now, and made anew", path)
+        return True
 
     def _wait(self) -> None:
         assert self._server is not None
@@ -190,6 +212,22 @@ def _is_prefect(pid: int) -> bool:
         return any("prefect" in word for word in psutil.Process(pid).cmdline())
     except psutil.Error:
         return False
+
+
+def _is_damaged(database: Path) -> bool:
+    """Whether SQLite says so; what it cannot tell now (no file, no right to read it, a lock) is no damage."""
+    if not database.is_file() or not database.stat().st_size:
+        return False
+    try:
+        connection = sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)
+        try:
+            return bool(connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",))
+        finally:
+            connection.close()
+    except sqlite3.OperationalError:
+        return False
+    except sqlite3.DatabaseError:
+        return True
 
 
 def _listens(port: int) -> bool:
