@@ -38,15 +38,14 @@ def test_good_update(machine: VirtualMachine) -> None:
 def test_slot_without_a_kernel(machine: VirtualMachine) -> None:
     begin(machine, "no-kernel")
     assert machine.wait_up() == "a"
-    assert "slot b did not start: slot a runs" in rolled_back(machine, "1.2.0")
+    assert rolled_back(machine, "1.2.0") == "slot b did not start: the boot loader went back to slot a"
     assert machine.starts() == [FALLBACK, AGAIN]
 
 
 def test_slot_that_does_not_boot(machine: VirtualMachine) -> None:
     begin(machine, "no-init")
     assert machine.wait_up() == "a"
-    why = rolled_back(machine, "1.3.0")
-    assert "slot b did not start: slot a runs, after the boot loader had used up its tries" in why
+    assert rolled_back(machine, "1.3.0") == "slot b did not start in 2 tries: the boot loader went back to slot a"
     assert machine.starts() == [FIRST, SECOND, GIVEN_UP, FALLBACK, AGAIN]
 
 
@@ -64,7 +63,7 @@ def test_slot_that_hangs(machine: VirtualMachine) -> None:
     assert machine.wait_up() == "b"
     while machine.wait_up() != "a":
         pass
-    assert "after the boot loader had used up its tries" in rolled_back(machine, "1.5.0")
+    assert rolled_back(machine, "1.5.0") == "slot b did not start in 2 tries: the boot loader went back to slot a"
     assert machine.console.read_text(errors="replace").count("the kernel stops") == 2
     assert machine.starts() == [FIRST, SECOND, GIVEN_UP, FALLBACK, AGAIN]
 
