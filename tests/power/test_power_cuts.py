@@ -16,7 +16,7 @@ CUTS = {
 
 
 @pytest.mark.btrfs
-@pytest.mark.parametrize(("story", "kind"), CUTS, ids=", ".join)
+@pytest.mark.parametrize(("story", "kind"), CUTS)
 def test_a_power_cut_at_any_moment(power: Any, story: str, kind: str) -> None:
     row = power.cut_story(STORIES[story], kind, CUTS[story, kind], matrix=False, second=False)
     assert row.violations == 0
