@@ -69,14 +69,14 @@ def test_slot_that_hangs(machine: VirtualMachine) -> None:
 
 
 def test_power_cuts_while_the_new_slot_boots(machine: VirtualMachine) -> None:
-    """More of them than there are tries: the one that otaflow could see is given back."""
+    """As many of them as there are tries: those that `otaflow recover` has seen begin are given back."""
     begin(machine, "good")
+    for _ in range(2):
+        assert machine.wait_up() == "b"
+        machine.wait_active("otaflow-recover.service")
+        machine.cut_power()
+        machine.switch_on(wait=False)
     assert machine.wait_up() == "b"
-    machine.cut_power()  # before anything of otaflow ran
-    assert machine.switch_on() == "b"
-    machine.wait_active("otaflow-recover.service")
-    machine.cut_power()
-    assert machine.switch_on() == "b"
     check_kept(machine, "1.1.0", "b")
     last = read_last(machine)
     assert (last["version"], last["resolution"]) == ("1.1.0", ACTIVATED)
