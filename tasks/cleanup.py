@@ -4,8 +4,9 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from otaflow.errors import CommandFailed
+from otaflow.errors import CommandFailed, OtaflowError
 from otaflow.history import ACTIVATED
+from otaflow.package.versions import newer
 from otaflow.platform.backups import Entry
 from otaflow.platform.device import device
 from otaflow.platform.durable import sync_device
@@ -19,6 +20,8 @@ from otaflow.ucm.states import State
 
 KEPT_LOGS = 200
 CACHE_DAYS = 30
+PASSED_DAYS = 1
+"""A package that is installed, or older than that, stays so long in the cache: somebody may be at it."""
 
 
 @step("remove temporary files", retries=2)
@@ -67,14 +70,37 @@ def remove_leavings() -> None:
 
 @step("remove old logs and packages", retries=1)
 def remove_old_files() -> None:
-    """Keep the newest processing logs only, and no package in the cache that nobody installed for a month."""
+    """Keep the newest processing logs only, and no package in the cache that is of no use any more.
+
+    That is what nobody installed for a month, and what is installed: a command that was ended by the restart of its
+    own update cannot remove what it downloaded for the agent.
+    """
     logs = sorted(device().logs.glob("*.log"), key=_age)
     for log in logs[:-KEPT_LOGS]:
         log.unlink(missing_ok=True)
-    limit = (datetime.now(UTC) - timedelta(days=CACHE_DAYS)).timestamp()
+    versions = _installed_versions()
     for file in (device().cache / "packages").glob("*"):
-        if _age(file) < limit:
+        age = datetime.now(UTC) - datetime.fromtimestamp(_age(file), UTC)
+        if age > timedelta(days=PASSED_DAYS if _is_passed(file, versions) else CACHE_DAYS):
             file.unlink(missing_ok=True)
+
+
+def _installed_versions() -> dict[str, str]:
+    """Of the applications and the system, by name."""
+    versions = device().applications.versions()
+    with suppress(OtaflowError):
+        system = device().running_system()
+        versions |= {system.name: system.version}
+    return versions
+
+
+def _is_passed(file: Path, versions: dict[str, str]) -> bool:
+    """Whether `NAME-VERSION.SUFFIX` is a package of what is installed in this version or a newer one."""
+    for name, version in versions.items():
+        if file.stem.startswith(f"{name}-"):
+            with suppress(OtaflowError, ValueError):  # of another package, whose name begins alike
+                return not newer(file.stem.removeprefix(f"{name}-"), version)
+    return False
 
 
 def _age(path: Path) -> float:

@@ -1,6 +1,7 @@
 """Step 11 of the update processes: what goes when, and what never goes."""
 
 import json
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -116,3 +117,25 @@ def test_the_time_of_a_backup_is_known(world: World, otaflow: Any) -> None:
         ("1.0.0", 0, True, True)
     ]
     assert datetime.fromisoformat(backups[0]["time"]) <= datetime.now(UTC)
+
+
+@pytest.mark.parametrize(
+    ("name", "days", "stays"),
+    [
+        pytest.param("demo-system-1.1.0.nsu", 2, False, id="installed"),
+        pytest.param("demo-system-1.0.0.nsu", 2, False, id="older"),
+        pytest.param("demo-system-1.1.0.nsu", 0, True, id="installed a moment ago"),
+        pytest.param("demo-system-1.2.0.nsu", 29, True, id="may still be installed"),
+        pytest.param("demo-system-1.2.0.nsu", 31, False, id="nobody installed it for a month"),
+        pytest.param("demo-system-more-1.0.0.nua", 2, True, id="another name"),
+        pytest.param("demo-system-1.0.0.nsu.part", 2, True, id="a download"),
+    ],
+)
+def test_what_stays_in_the_cache(world: World, name: str, days: int, stays: bool) -> None:
+    packages = world.device().cache / "packages"
+    packages.mkdir(parents=True, exist_ok=True)
+    (packages / name).write_text("a package")
+    time = (datetime.now(UTC) - timedelta(days=days)).timestamp()
+    os.utime(packages / name, (time, time))
+    clean_up(world)
+    assert (packages / name).exists() is stays
