@@ -40,13 +40,19 @@ Told = Callable[[UUID, RunState[Any]], None]
 
 
 def connect(opened: ExitStack) -> SyncPrefectClient:
-    """A client that every step shares: making one of its own costs a step 45 ms (it reads all CAs)."""
+    """A client that every step shares: making one of its own costs a step 45 ms (it reads all CAs).
+
+    Raises RuntimeError when Prefect's own server, where none is named, does not come up in time.
+    """
     try:
         if get_current_settings().api.url is not None:
             # the context asks as well, and would wait
             within(FIRST_SECONDS, lambda: get_client(sync_client=True).api_version())
         client = opened.enter_context(SyncClientContext.get_or_create()).client
     except Exception as error:
+        if get_current_settings().api.url is None:
+            # asked again, Prefect would start a second one, and forget to end the first
+            raise RuntimeError(f"Prefect's own server does not start: {error}") from error
         # An API that is away may come back; what it should have seen is told it then.
         log.warning("cannot reach Prefect's API now: %s", error)
         client = opened.enter_context(get_client(sync_client=True))

@@ -173,16 +173,16 @@ def stop_at(environment: dict[str, str], words: str, number: int, *options: str)
     )
     try:
         assert process.stdout is not None
-        found = 0
+        said = []
         for line in process.stdout:
-            found += words in line
-            if found == number:
+            said.append(line)
+            if sum(words in one for one in said) == number:
                 break
         process.send_signal(signal.SIGINT)
         rest, _ = process.communicate(timeout=SECONDS)
     finally:
         end(process)
-    assert process.returncode == 130, rest
+    assert process.returncode == 130, "".join([*said, rest])
 
 
 @pytest.mark.btrfs

@@ -1,10 +1,14 @@
 """The clients of Prefect's API: one for all steps, patient with an API that is away, quick with one that is busy."""
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.context import SyncClientContext
@@ -62,3 +66,32 @@ def test_an_api_that_is_away_stops_nothing(tmp_path: Path) -> None:
         runs.publish(State.IDLE, "")
         runs.close()
     assert SyncClientContext.get() is None
+
+
+TOO_SLOW = """
+from contextlib import ExitStack
+from otaflow.flows.clients import connect
+try:
+    connect(ExitStack())
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def test_a_server_of_prefects_own_that_is_too_slow_is_not_left_behind(tmp_path: Path) -> None:
+    """Prefect forgets the first one where it is asked twice."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment |= {"PREFECT_HOME": str(tmp_path), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "0"}
+    environment |= {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", TOO_SLOW], env=environment, capture_output=True, text=True, timeout=300, check=True
+    )
+    assert done.stdout.startswith("Prefect's own server does not start")
+    assert [one for one in psutil.process_iter() if _home(one) == str(tmp_path)] == []
+
+
+def _home(process: psutil.Process) -> str:
+    try:
+        return process.environ().get("PREFECT_HOME", "")
+    except psutil.Error:
+        return ""

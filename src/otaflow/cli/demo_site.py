@@ -28,7 +28,7 @@ SYSTEM, NOTES = "demo-system", "notes"
 EXAMPLE = EXAMPLES / SYSTEM
 RECORD = "demo.json"
 IMAGE_BYTES = 512 * 2**20
-START_SECONDS = 60.0
+START_SECONDS = 180.0
 CONFIG = """# The configuration of the demo's device; docs/configuration.md lists every key.
 [device]
 name = "demo"
