@@ -27,7 +27,7 @@ from vm_agent import PORT
 
 from otaflow.platform.run import clean_environment
 
-PATIENCE = 600.0
+PATIENCE = 1800.0
 """Seconds for whatever should happen at all: nothing is measured, and a machine with other work is slow."""
 MEMORY_MB = 768
 SNAPSHOT = "booted"

@@ -63,20 +63,24 @@ Restart=always
 [Install]
 WantedBy=sysinit.target
 """
+HOLD = "/device/updates/hold"
+"""While this file is there, no system is verified: a test cuts the power before that, however fast the machine is."""
 # Verifying needs no Prefect either, whose loading takes this processor half a minute
-RESUME = """
+RESUME = f"""
 [Service]
 ExecStart=
+ExecStart=/bin/sh -c 'while [ -e {HOLD} ]; do sleep 0.1; done'
 ExecStart=/usr/local/bin/otaflow recover
 """
-# The kernel has stopped, and nothing of it restarts: only the hardware's watchdog is left.
+# The kernel has stopped, and nothing of it restarts: only the hardware's watchdog is left. It is said in the kernel's
+# log, which is written at once: what a terminal was given may be lost.
 HANG = """
 [Unit]
 DefaultDependencies=no
 Before=otaflow-recover.service
 [Service]
 Type=oneshot
-ExecStart=/bin/sh -c 'echo "the kernel stops" >/dev/console; cd /proc; echo 0 >sys/kernel/panic; echo c >sysrq-trigger'
+ExecStart=/bin/sh -c 'echo "<2>the kernel stops" >/dev/kmsg; cd /proc; echo 0 >sys/kernel/panic; echo c >sysrq-trigger'
 """
 ENABLED = {
     "sysinit.target": ("vm-agent.service", "otaflow-recover.service", "otaflow-trial.timer"),

@@ -8,7 +8,7 @@ import os
 import random
 import struct
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 MAGIC = 0x6A736677736872
 HEADER = struct.Struct("<QQQI")
@@ -29,7 +29,7 @@ class Write(NamedTuple):
 
 
 class WriteLog:
-    """A log, read: `entries` in their order. A moment is a number of entries that were made before it."""
+    """A log, read, to be closed: `entries` in their order. A moment is a number of entries that were made before it."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb")
@@ -47,6 +47,12 @@ class WriteLog:
             length = 0 if flags & DISCARD else count * sector
             self.entries.append(Write(start * sector, length, place, bool(flags & FLUSH), bool(flags & FUA)))
             place += length
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
 
     def data(self, entry: Write) -> bytes:
         """What was written."""

@@ -59,10 +59,11 @@ def machine(
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Print every boot, as GRUB told it."""
-    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
-        for name, value in report.user_properties if report.when == "teardown" else ():
+    reports = [report for kind in terminalreporter.stats.values() for report in kind]
+    for report in reports:
+        for name, value in report.user_properties if getattr(report, "when", "") == "teardown" else ():
             if name == "boots":
-                story = report.nodeid.rpartition("::test_")[2].replace("_", " ")
+                story = report.nodeid.rpartition("::test_")[2].partition("@")[0].replace("_", " ")
                 terminalreporter.write_line(f"{story}: power on" + "".join(f"\n    {line}" for line in value))
             elif name == "figures":
                 terminalreporter.write_line(str(value))
