@@ -42,7 +42,7 @@ test-power: $(READY)
 test-vm: $(READY)
 	@.ci/packages vm
 	@$(BIN)/python tests/support/vm_booted.py
-	@$(BIN)/python -m pytest -m vm tests/vm -n $(JOBS) $(ARGS)
+	@$(BIN)/python -m pytest -m vm tests/vm -n $(JOBS) --dist loadgroup $(ARGS)
 
 lint: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
