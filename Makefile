@@ -5,6 +5,8 @@ ARGS ?=
 # make test-power SEED=1 CUTS=5000 STORY="good update" KIND=btrfs; or AGAIN=FOLDER CUT=NUMBER:SEED of a kept recording
 SEED ?= 1
 CUTS ?= 5000
+# make test-machines CYCLES=200
+CYCLES ?= 200
 # so many test files at a time; 0: all in one process, as --pdb needs it
 JOBS ?= 2
 
@@ -13,6 +15,7 @@ help:
 	@echo "make test       all tests, linters included; ARGS are pytest's, JOBS=2 files at a time"
 	@echo "make test-fast  the tests that need neither btrfs nor a Prefect server"
 	@echo "make test-power power cuts: every story at each of its moments and at CUTS=5000 others (docs/testing.md; root)"
+	@echo "make test-machines  CYCLES=200 updates of a machine with systemd in a row, every third one broken (root)"
 	@echo "make test-vm    real boots, in qemu with GRUB: 15 minutes, some more the first time (docs/testing.md; root)"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     ruff's formatter"
@@ -38,6 +41,11 @@ test-power: $(READY)
 	@.ci/packages test
 	@$(BIN)/python tests/support/power_run.py --seed $(SEED) --cuts $(CUTS) --jobs $(JOBS) \
 	$(if $(STORY),--story "$(STORY)") $(if $(KIND),--kind $(KIND)) $(if $(AGAIN),--again $(AGAIN) --cut $(CUT)) $(ARGS)
+
+test-machines: $(READY)
+	@.ci/packages test
+	@scratch=$$(.ci/scratch) && trap 'rm -rf "$$scratch"' EXIT && trap 'exit 130' INT TERM && \
+	CYCLES=$(CYCLES) TMPDIR="$$scratch/tmp" $(BIN)/python -m pytest -q -m cycles tests/machines --basetemp="$$scratch/t" $(ARGS)
 
 test-vm: $(READY)
 	@.ci/packages vm
@@ -68,4 +76,4 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
-.PHONY: help demo test test-fast test-power test-vm lint format bench pictures clean
+.PHONY: help demo test test-fast test-power test-machines test-vm lint format bench pictures clean

@@ -29,10 +29,15 @@ def work(job: dict[str, Any]) -> None:
                 getattr(ucm, method)()
 
 
-if __name__ == "__main__":
+def main(job: dict[str, Any]) -> None:
+    """Do it; its end is told by the exit status."""
     try:
-        work(json.loads(sys.argv[1]))
+        work(job)
     except Restarting:
         print("restarting")
     except OtaflowError as error:
         sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
