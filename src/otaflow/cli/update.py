@@ -188,7 +188,7 @@ def resume(*, config: ConfigFile = None, json: Json = False) -> None:
     else:
         journal = Device(device.config).journal  # the device's own is read when it is locked
         # nearly every boot: nothing is to be done, nor told, and loading Prefect would take seconds
-        prefect = journal.needs_recovery or bool(journal.untold())
+        prefect = journal.needs_recovery or bool(journal.untold() or journal.phase_runs)
         with reporting(device, json, done), working(device, prefect=prefect, view=not json) as (ucm, _):
             go_on(ucm)
             done.append(device.running_system().version)
