@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from otaflow.files import write_atomic
+from otaflow.records import write_in_need
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class Boots:
     def note_going_down(self, ending: Ending = Ending.ORDERLY) -> None:
         """The machine is going down, and not by a power cut; durable."""
         self._note.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(self._note, f"{self.boot_id} {ending.name}\n".encode())
+        write_in_need(self._note, f"{self.boot_id} {ending.name}\n".encode())
 
     def endings(self, since: int) -> list[Ending]:
         """How the boots from number `since` on ended, all but the present one; what was not noted is left out."""
@@ -149,4 +149,4 @@ class Boots:
         for number in list(counted.endings)[:-KEPT]:
             del counted.endings[number]
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(self._path, json.dumps(asdict(counted)).encode() + b"\n")
+        write_in_need(self._path, json.dumps(asdict(counted)).encode() + b"\n")

@@ -8,8 +8,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from otaflow.errors import OtaflowError
-from otaflow.files import write_atomic
 from otaflow.platform.boots import Boots
+from otaflow.records import write_in_need
 
 
 class RunRecord:
@@ -38,4 +38,4 @@ class RunRecord:
     def write(self, slot: str) -> None:
         """Note that this boot runs `slot`."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(self._path, json.dumps({"slot": slot, "boot_id": self._boots.boot_id}).encode() + b"\n")
+        write_in_need(self._path, json.dumps({"slot": slot, "boot_id": self._boots.boot_id}).encode() + b"\n")

@@ -122,6 +122,16 @@ class RecordFile:
         os.ftruncate(fd, read(self.path)[1])
 
 
+def write_in_need(path: Path, content: bytes) -> None:
+    """Replace `path` atomically; on a full disk by the room that is kept beside it. OSError."""
+    try:
+        write_atomic(path, content)
+    except OSError as error:
+        if error.errno not in NO_ROOM or not give_up_reserve(path.parent):
+            raise
+        write_atomic(path, content)
+
+
 def give_up_reserve(folder: Path) -> bool:
     """Give the room back that is kept in `folder` for a full disk; whether there was any."""
     reserves = list(folder.glob(f"{RESERVE}-*"))
