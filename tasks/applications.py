@@ -57,10 +57,14 @@ def prepare_files(folder: str, kept: str) -> str:
 
 
 @prepare_files.undo
-def remove_prepared(name: str, kept: str, made_data: bool, reserve: str) -> None:
-    """Remove the tree that was prepared; the application's own is another. Data of one that was not there goes."""
+def remove_prepared(name: str, kept: str, made_data: bool, reserve: str = "") -> None:
+    """Remove the tree that was prepared; the application's own is another. Data of one that was not there goes.
+
+    `reserve`: "" in the journal of a former otaflow, which kept none for an application.
+    """
     here = device()
-    release_reserve(reserve)
+    if reserve:
+        release_reserve(reserve)
     here.trees.remove(here.applications.aside(name, kept))
     if made_data:
         delete_tree(here.applications.data(name))

@@ -28,7 +28,7 @@ def copy_active_slot(base: str, spare: str) -> None:
 @copy_active_slot.undo
 def put_back_spare_slot(spare: str, kept: str) -> None:
     """Give the spare slot its former content back."""
-    device().slots.put_back(spare, kept)
+    put_back(spare, kept)
 
 
 @step("fill slot from backup", retries=2)
@@ -41,7 +41,7 @@ def fill_slot(backup: str, spare: str) -> None:
 @fill_slot.undo
 def put_back_filled_slot(spare: str, kept: str) -> None:
     """Give the spare slot its former content back."""
-    device().slots.put_back(spare, kept)
+    put_back(spare, kept)
 
 
 @step("check previous slot", retries=1)
@@ -60,6 +60,20 @@ def check_previous_slot(spare: str) -> Label:
 def forget_kept(kept: str) -> None:
     """Give up the content that was kept aside: the update is committed, there is no undo."""
     device().slots.forget(kept)
+
+
+def put_back(spare: str, kept: str) -> None:
+    """Put the former content of the spare slot back. OtaflowError where that slot runs: it is not touched.
+
+    It may: the other one could not be loaded, or a person chose in the boot loader's menu.
+    """
+    here = device()
+    if kept in here.slots.kept_names() and here.boot.running() == spare:
+        raise OtaflowError(
+            f"cannot put the former content of slot {spare} back: that slot runs",
+            hint="it is put back when the other slot runs: restart the machine",
+        )
+    here.slots.put_back(spare, kept)
 
 
 def kept_name(action: int | None = None) -> str:

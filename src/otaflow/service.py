@@ -26,7 +26,7 @@ from otaflow.refusals import as_ucm_error, processing_event
 from otaflow.tasks.configuration import kept_main_name
 from otaflow.tasks.package import metadata_of
 from otaflow.tasks.slots import kept_name
-from otaflow.trial import judge_boots, keep_boot_log
+from otaflow.trial import judge_boots, keep_boot_log, put_target_right
 from otaflow.ucm.states import RESTING, State
 from otaflow.ucm.table import TABLE, Row
 
@@ -92,11 +92,19 @@ class Ucm:
         """
         with self.deciding:
             self._refuse_mixture(action)
+            self._put_target_right()
             unattended = unattended and self.state is State.IDLE
             self.fire("<ProcessSwPackage", what=action.title(), action=action.record(), unattended=unattended)
             self._cancelling = False
             self.device.stop_work.clear()
         return lambda: self._process(action)
+
+    def _put_target_right(self) -> None:
+        """In Idle: what is written to must not be the slot that starts next. What fails here fails the processing."""
+        try:
+            put_target_right(self.device)
+        except (errors.OtaflowError, OSError) as error:
+            log.error("cannot put the boot target right: %s", error)  # noqa: TRY400
 
     def _refuse_mixture(self, action: Action) -> None:
         """Packages go together, one of each application; a way back, or taking one back, is a session of its own."""

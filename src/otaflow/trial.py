@@ -5,7 +5,8 @@ power cut is not: its start is given back to the boot loader's count.
 """
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from otaflow import history
 from otaflow.errors import OtaflowError
@@ -31,13 +32,20 @@ class Trial:
     cuts: int = 0
     ends: list[str] = field(default_factory=list)
 
+    @classmethod
+    def of_note(cls, noted: dict[str, Any]) -> "Trial":
+        """The trial as it was noted, maybe by the otaflow of the other slot, which may be a newer one."""
+        known = {one.name for one in fields(cls)}
+        return cls(**{name: value for name, value in noted.items() if name in known})
+
 
 def judge_boots(device: Device) -> Trial:
     """How the trial stands, with the boots that have ended since it was last noted. Changes nothing."""
     session, now = device.journal.session, device.boots.count()
-    noted = session.notes.get("trial")
-    trial = Trial(**noted) if noted else Trial(boot=session.boots_at(State.VERIFYING, origin=State.ACTIVATING))
-    ended = device.boots.endings(trial.boot)
+    flipped = session.boots_at(State.VERIFYING, origin=State.ACTIVATING)
+    trial = Trial.of_note(session.notes.get("trial") or {"boot": flipped})
+    former = any(action.of_system for action in session.actions)  # the boot of the flip was the former system's
+    ended = device.boots.endings(max(trial.boot, flipped + 1) if former else trial.boot)
     trial.failed += sum(ending.failed for ending in ended)
     trial.cuts += sum(ending is Ending.POWER_CUT for ending in ended)
     trial.ends = [*trial.ends, *(str(ending) for ending in ended if ending.failed)][-8:]
@@ -59,10 +67,11 @@ def settle_boot(device: Device) -> None:
     if trial.boot == noted.get("boot"):
         return
     journal.note(trial=vars(trial))
+    if trial.boot - 1 <= journal.session.boots_at(State.VERIFYING, origin=State.ACTIVATING):
+        return  # that boot was the former system's
     _keep_former_boot(device, trial)
-    flipped = journal.session.boots_at(State.VERIFYING, origin=State.ACTIVATING)
     last = device.boots.endings(trial.boot - 1)
-    if last == [Ending.POWER_CUT] and trial.boot - 1 > flipped and trial.cuts < device.config.health.power_cuts:
+    if last == [Ending.POWER_CUT] and trial.cuts < device.config.health.power_cuts:
         log.warning("the power was cut while slot %s was on trial: that start does not count", boot.target())
         boot.give_try_back()
 

@@ -1,5 +1,6 @@
 """`otaflow recover`: nothing to do, a torn or damaged journal, a session that waits for its client."""
 
+import inspect
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from update_world import World, differences
 from otaflow.errors import JournalCorrupt, OperationNotPermitted
 from otaflow.platform.describe import describe
 from otaflow.records import encode, read
+from otaflow.tasks.applications import prepare_files
 
 WATCHED = """
 import sys
@@ -171,3 +173,11 @@ def test_a_journal_of_another_otaflow_is_read(world: World) -> None:
             del record["action"]["source"]
     journal.write_bytes(b"".join(encode(record) for record in records))
     assert world.device().journal.state == "Idle"
+
+
+def test_what_a_former_otaflow_remembered_is_enough_to_take_it_back() -> None:
+    """It kept no room for an application."""
+    prepared = {"name": "notes", "kept": "0123456789ab-0", "made_data": False}
+    undo = prepare_files.take_back
+    assert undo
+    assert inspect.signature(undo).bind(**prepared)

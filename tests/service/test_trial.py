@@ -15,15 +15,16 @@ from update_world import World
 from otaflow import progress
 from otaflow.deployments.runs import write_report
 from otaflow.diagnostics.report import collect
-from otaflow.errors import Restarting
+from otaflow.errors import Restarting, UndoFailed
 from otaflow.platform.boots import Boots, Ending
+from otaflow.platform.describe import describe
 from otaflow.platform.device import Device, using
 from otaflow.platform.fake import TRIES, FakeBoot
 from otaflow.platform.marks import Marks
 from otaflow.recovery import recover
 from otaflow.service import Ucm
 from otaflow.tasks.policy import look_at_what_ended
-from otaflow.trial import put_target_right
+from otaflow.trial import judge_boots, put_target_right
 from otaflow.why import explain_end, in_words
 from otaflow.work import ProcessingLog
 
@@ -212,6 +213,26 @@ def test_the_former_systems_end_gives_nothing_back(machine: Machine) -> None:
     assert machine.tries == TRIES - 1
 
 
+@pytest.mark.parametrize("ending", [None, Ending.HANG], ids=["a power cut", "a hang"])
+def test_the_former_systems_end_is_not_the_new_ones_fault(ending: Ending | None, machine: Machine) -> None:
+    machine.world.configure("[health]\npower_cuts = 1\ntrials = 1\n")
+    with machine.ucm() as ucm, pytest.raises(Restarting):
+        ucm.install(machine.world.up())
+    machine.boot(ending)
+    machine.recover(verifies=True)
+    assert machine.world.last()["resolution"] == "kActivated"
+
+
+def test_the_note_of_a_newer_otaflow_is_read(machine: Machine) -> None:
+    """It is in the slot on trial, and the former one is what the boot loader went back to."""
+    machine.begin()
+    with machine.ucm() as ucm:
+        ucm.journal.note(trial=vars(judge_boots(ucm.device)) | {"of another version": 1})
+    machine.boot()
+    machine.recover()
+    assert machine.device().journal.session.notes["trial"]["cuts"] == 1
+
+
 @pytest.mark.parametrize("ending", [Ending.HANG, Ending.CRASH, Ending.DEADLINE], ids=lambda one: one.name)
 def test_a_system_that_hangs_each_time_falls_back_and_is_told(machine: Machine, ending: Ending) -> None:
     machine.begin()
@@ -323,6 +344,37 @@ def test_a_trial_of_which_the_journal_knows_nothing_is_trusted(machine: Machine)
         assert put_target_right(ucm.device) == ""
     assert machine.tries is None
     assert machine.marked() == ["confirmed"]
+
+
+def test_what_starts_next_is_never_written_to(machine: Machine) -> None:
+    """The trusted slot did not start while a client's session rested, which then ends: the other one is the target."""
+    machine.begin()
+    with machine.ucm() as ucm:
+        ucm.verify()
+        assert machine.loader
+        machine.loader._running = ucm.device.spare()
+        ucm.finish()
+        ucm.process(machine.world.up(machine.world.packages.make("1.3.0", number=3), "1.3.0", 3))
+        assert machine.loader.target() == machine.loader.running() != ucm.device.spare()
+
+
+def test_a_slot_that_runs_is_not_put_back(machine: Machine) -> None:
+    """A rolled-back system runs again, as the former one could not be loaded: it is not taken away under itself."""
+    machine.begin(health=SICK)
+    with pytest.raises(Restarting):
+        machine.recover(verifies=True)
+    machine.boot(Ending.ORDERLY)
+    assert machine.loader
+    former, sick = machine.loader.running(), machine.device().spare()
+    machine.loader._running = sick
+    before = describe(machine.device().slots.path(sick), times=True)
+    with pytest.raises(UndoFailed, match="that slot runs"):
+        machine.recover(verifies=True)
+    assert describe(machine.device().slots.path(sick), times=True) == before
+    machine.boot(Ending.ORDERLY)
+    assert machine.loader.running() == former
+    machine.recover(verifies=True)
+    assert (machine.state, machine.device().running_system().version) == ("Idle", "1.1.0")
 
 
 def test_a_session_is_left_to_its_recovery(machine: Machine) -> None:

@@ -157,8 +157,9 @@ def recover(
         device.boots.note_going_down(Ending.DEADLINE if device.marks.is_deadline_over() else Ending.ORDERLY)
         return
     device.boots.note_boot()
-    idle = not device.journal.needs_recovery  # the UCM itself is loaded only where there is work for it
-    problem = _arrange_services(device) if device.config.services.kind == "systemd" else ""
+    # read without the lock: the UCM itself is loaded only where there is work for it, and reads it anew
+    idle = not Device(device.config).journal.needs_recovery
+    problem = _arrange_services(Device(device.config)) if device.config.services.kind == "systemd" else ""
     fallen_back = _put_target_right(device)
     outcome = "" if idle else _recover(device, verify=verify, view=not json)
     device = load_device(config)
@@ -262,9 +263,10 @@ def _put_target_right(device: Device) -> str:
     """Where the boot loader started another slot than it was told to, while nothing was going on."""
     from otaflow.trial import put_target_right
 
+    here = Device(device.config)
     try:
-        with device.lock:
-            return put_target_right(device)
+        with here.lock:
+            return put_target_right(here)
     except Locked:  # who works on the device looks by itself
         return ""
 
