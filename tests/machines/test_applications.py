@@ -60,6 +60,13 @@ def light(place: tuple[Path, str]) -> Iterator[LightInside]:
         world.close()
 
 
+def flap(world: LightInside) -> Action:
+    """An update whose program dies again and again: looked at for as long as it takes to die on a slow machine."""
+    for path in (world.config, world.machine.path("/etc/otaflow.toml")):
+        path.write_text(path.read_text().replace("settle_seconds = 0.1", "settle_seconds = 60"))
+    return world.update_light(last=FLAPS)
+
+
 def answers(world: NotesInside) -> dict[str, Any]:
     """What the service says as soon as it says something: systemd has started it, and that is all it knows."""
     deadline = time.monotonic() + 60
@@ -103,7 +110,7 @@ def test_the_life_of_an_application(notes: NotesInside, kind: str) -> None:
 STORIES: dict[str, Callable[[LightInside], Action]] = {
     "update": LightInside.update_light,
     "failing migration": lambda world: world.update_light(sql=FAIL_HALF_WAY),
-    "flapping service": lambda world: world.update_light(last=FLAPS),
+    "flapping service": flap,
     "remove": lambda world: Action("remove", "notes", "1.0.0"),
 }
 UNDONE = [
@@ -193,7 +200,7 @@ def test_the_new_program_starts_in_the_new_system_on_migrated_data(system: Syste
 
 def test_a_sick_one_takes_the_system_back(system: SystemInside) -> None:
     before = system.picture()
-    system.install_and_reboot(system.build_system(), system.update_light(last=FLAPS), times=2)
+    system.install_and_reboot(system.build_system(), flap(system), times=2)
     check_boot(system)
     assert system.device().running_system().version == "1.0.0"
     assert system.starts()[0] == system.starts()[-1] == "1.0.0 on schema 1"
