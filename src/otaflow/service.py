@@ -26,7 +26,7 @@ from otaflow.refusals import as_ucm_error, processing_event
 from otaflow.tasks.configuration import kept_main_name
 from otaflow.tasks.package import metadata_of
 from otaflow.tasks.slots import kept_name
-from otaflow.trial import judge_boots, keep_boot_log, put_target_right
+from otaflow.trial import ORDERLY, judge_boots, keep_boot_log, put_target_right
 from otaflow.ucm.states import RESTING, State
 from otaflow.ucm.table import TABLE, Row
 
@@ -400,7 +400,7 @@ class Ucm:
         trial = judge_boots(self.device)
         if trial.begun:  # in this very boot, and its process is gone
             trial.failed += 1
-        trial.begun = True
+        trial.begun, trial.begins = True, trial.begins + 1
         self.journal.note(trial=vars(trial))
         if trial.failed >= health.trials:
             ways = f" ({', '.join(trial.ends)})" if trial.ends else ""
@@ -410,6 +410,10 @@ class Ucm:
         if trial.cuts >= health.power_cuts:
             raise HealthCheckFailed(
                 f"the power was cut {trial.cuts} times while the new system was on trial, which came never to the end"
+            )
+        if trial.begins > health.trials + health.power_cuts + ORDERLY:
+            raise HealthCheckFailed(
+                f"the new system was begun to be verified {trial.begins - 1} times, and never to the end"
             )
 
     def _refuse_superseded(self) -> None:

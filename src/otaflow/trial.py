@@ -18,18 +18,23 @@ from otaflow.ucm.states import State
 
 log = logging.getLogger("otaflow.ucm")
 
+ORDERLY = 10
+"""So many orderly restarts may interrupt a trial: they are nobody's fault, unless the new system makes them."""
+
 
 @dataclass
 class Trial:
     """What is noted in the journal. `boot`: the boots before it are judged; `begun`: a verification was, in this one.
 
     `failed` and `cuts` are how many boots failed, and were ended by a power cut; `ends` are those endings that count.
+    `begins` is how often a verification was begun at all: orderly restarts have an end, too.
     """
 
     boot: int
     begun: bool = False
     failed: int = 0
     cuts: int = 0
+    begins: int = 0
     ends: list[str] = field(default_factory=list)
 
     @classmethod

@@ -24,7 +24,7 @@ from otaflow.platform.marks import Marks
 from otaflow.recovery import recover
 from otaflow.service import Ucm
 from otaflow.tasks.policy import look_at_what_ended
-from otaflow.trial import judge_boots, put_target_right
+from otaflow.trial import ORDERLY, judge_boots, put_target_right
 from otaflow.why import explain_end, in_words
 from otaflow.work import ProcessingLog
 
@@ -263,6 +263,21 @@ def test_a_system_that_hangs_more_often_than_it_may_is_rolled_back(machine: Mach
     with pytest.raises(Restarting):
         machine.recover(verifies=True)
     assert "2 times, and never to the end (the watchdog, the watchdog)" in machine.world.last()["why"]
+
+
+def test_a_system_that_restarts_for_ever_is_rolled_back(machine: Machine) -> None:
+    """Orderly, whenever it is verified; and the boot loader counts nothing."""
+    machine.world.configure("[health]\ntrials = 2\npower_cuts = 2\n")
+    machine.begin()
+    assert machine.loader
+    machine.loader.confirm()
+    for _ in range(2 + 2 + ORDERLY - 1):  # the first one was begun in the former system
+        with machine.ucm() as ucm:
+            ucm._count_trial()
+        machine.boot(Ending.ORDERLY)
+    with pytest.raises(Restarting):
+        machine.recover(verifies=True)
+    assert "verified 14 times, and never to the end" in machine.world.last()["why"]
 
 
 def test_power_cuts_take_no_try_until_there_are_too_many(machine: Machine) -> None:
