@@ -4,7 +4,14 @@ from typing import Any
 
 from virtual_machine import VirtualMachine
 
+from otaflow.history import VERIFICATION_FAILED
+
 INSTALL = "python3 /device/updates/vm_install.py /device/updates/{}.nsr"
+FIRST, SECOND = "slot b (on trial, tries left after this one: 1)", "slot b (on trial, tries left after this one: 0)"
+GIVEN_UP = "slot b has no tries left"
+FALLBACK = "slot a (fallback)"
+AGAIN = "slot a (trusted)"
+"""What was taken back is started once more, after the boot loader has fallen back: it ran while its data came back."""
 CONFIGURATIONS = {"1.0.0": [], "1.1.0": ["version", "=", "1.1.0"]}
 
 
@@ -29,3 +36,11 @@ def read_last(machine: VirtualMachine) -> dict[str, Any]:
     """The newest record of the history."""
     last: dict[str, Any] = machine.json("otaflow history --json")[-1]
     return last
+
+
+def check_rolled_back(machine: VirtualMachine, version: str) -> str:
+    """The machine is on the former slot as if nothing had been; returns why, from its history."""
+    check_kept(machine, "1.0.0", "a")
+    last = read_last(machine)
+    assert (last["version"], last["resolution"]) == (version, VERIFICATION_FAILED), last
+    return str(last["why"])

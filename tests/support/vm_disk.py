@@ -138,7 +138,8 @@ def grub_menu() -> str:
     for before, after in (
         (r"^# (serial .*)$", r"\1"),
         ("^set timeout=.*$", "set timeout=0"),
-        ("panic=10", "panic=1 console=ttyS0"),
+        # a processor that gets little time fails the check of the timer: Linux panics then
+        ("panic=10", "panic=1 console=ttyS0 no_timer_check"),
     ):
         menu, count = re.subn(before, after, menu, flags=re.MULTILINE)
         assert count == 1, f"grub.cfg has no {before}"

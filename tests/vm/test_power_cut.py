@@ -21,8 +21,7 @@ from vm_device import begin, check_kept
 from vm_disk import mounted
 from write_log import WriteLog
 
-# one recording for all of them
-pytestmark = [pytest.mark.vm, pytest.mark.btrfs, pytest.mark.xdist_group("recording")]
+pytestmark = [pytest.mark.vm, pytest.mark.btrfs]
 
 SEED = int(os.environ.get("OTAFLOW_VM_SEED", "1"))
 CUTS = int(os.environ.get("OTAFLOW_VM_CUTS", "150"))
