@@ -50,7 +50,7 @@ test-machines: $(READY)
 test-vm: $(READY)
 	@.ci/packages vm
 	@$(BIN)/python tests/support/vm_booted.py
-	@$(BIN)/python -m pytest -m vm tests/vm -n $(JOBS) --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest -m vm tests/vm -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
