@@ -68,9 +68,7 @@ BROKEN = (
     Kind("its update program fails", FAILS, resolution=history.FAILED, starts=0),
     Kind("otaflow does not start in it", NO_OTAFLOW + SOON, starts=5),
     Kind("its migration fails", application={"sql": WRONG}),
-    Kind(
-        "its update program hangs, the plug is pulled", HANGS, resolution=history.FAILED, starts=1, act="pull the plug"
-    ),
+    Kind("its update program hangs, the plug is pulled", HANGS, resolution=history.FAILED, starts=1, act="plug"),
     Kind("its /etc is damaged", DAMAGED_ETC + SOON, starts=5),
     Kind("its health check takes too long", metadata=SLOW),
     Kind("its application is not healthy", application={"sql": MIGRATION, **SICK}),
