@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from otaflow.errors import OtaflowError
+from otaflow.errors import BootTargetDamaged, OtaflowError
 from otaflow.files import write_atomic
 from otaflow.platform import grubenv
 from otaflow.platform.running import (
@@ -56,7 +56,7 @@ class GrubBoot:
     def target(self) -> str:
         target = self._read().get(TARGET, "")
         if target not in self._slots:
-            raise OtaflowError(
+            raise BootTargetDamaged(
                 f"cannot tell which slot starts next: {TARGET} in {self._path} is {target!r}",
                 hint=f"`grub-editenv {self._path} set {TARGET}=SLOT`, with the slot that runs",
             )
@@ -68,7 +68,11 @@ class GrubBoot:
     def set_target(self, slot: str, promise: str, *, trial: bool = False) -> None:
         check_target(self._slots, slot, promise)
         tries = {TRIES: str(self._tries) if trial else None}
-        self._change({**tries, TARGET: slot, FALLBACK: other_slot(self._slots, slot), PROMISE: promise})
+        try:
+            block = self._load()[0]
+        except BootTargetDamaged:  # nothing in it can be read, also not what others had there
+            block = grubenv.empty_block()
+        self._change({**tries, TARGET: slot, FALLBACK: other_slot(self._slots, slot), PROMISE: promise}, block)
 
     def tries_left(self) -> int | None:
         tries = self._read().get(TRIES)
@@ -102,16 +106,15 @@ class GrubBoot:
                 hint=f"is its file system mounted? On a new device `grub-editenv {self._path} create` makes one",
             ) from error
         except grubenv.BadBlock as error:
-            raise OtaflowError(
+            raise BootTargetDamaged(
                 f"cannot use GRUB's environment {self._path}: {error}",
                 hint=f"it was damaged from outside: `grub-editenv {self._path} create`, and then "
                 f"`grub-editenv {self._path} set {TARGET}=SLOT`, with the slot that runs",
             ) from error
 
-    def _change(self, changes: Mapping[str, str | None]) -> None:
-        block = self._load()[0]
+    def _change(self, changes: Mapping[str, str | None], block: bytes | None = None) -> None:
         try:
-            changed = grubenv.change_block(block, changes)
+            changed = grubenv.change_block(block or self._load()[0], changes)
         except grubenv.BadBlock as error:
             raise OtaflowError(
                 f"cannot change GRUB's environment {self._path}: {error}",

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from otaflow.errors import CommandFailed, OtaflowError
+from otaflow.errors import BootTargetDamaged, CommandFailed, OtaflowError
 from otaflow.platform.run import run
 from otaflow.platform.running import Detect, check_target, detect_slot, find_mounted_slot, other_slot, restart_machine
 
@@ -43,7 +43,7 @@ class UBootBoot:
     def target(self) -> str:
         target = self._read().get(TARGET, "")
         if target not in self._slots:
-            raise OtaflowError(
+            raise BootTargetDamaged(
                 f"cannot tell which slot starts next: {TARGET} in U-Boot's environment is {target!r}",
                 hint=f"`fw_setenv -c {self._config} {TARGET} SLOT`, with the slot that runs",
             )

@@ -17,6 +17,7 @@ Called inside a Prefect flow run, a step is a retrying Prefect task; called else
 Prefect API that is away) it is the same function with the same retries. Prefect is imported on first use only.
 """
 
+import inspect
 import sys
 import time
 from collections.abc import Callable
@@ -163,11 +164,17 @@ class Step(Generic[P, R]):
         progress.tell("undo", self.title, step=self.name)
         fault.point(f"undo.{self.name}.before")
         try:
-            self.take_back(**memory)
+            self.take_back(**self._known(memory))
         except Exception:
             give_up_reserve(device().nvm)  # the disk may be full, and the next try is what the room was kept for
             raise
         fault.point(f"undo.{self.name}.acted")
+
+    def _known(self, memory: dict[str, Any]) -> dict[str, Any]:
+        """What the undo takes of a memory: the otaflow of the other slot, maybe a newer one, may have written more."""
+        assert self.take_back is not None
+        parameters = inspect.signature(self.take_back).parameters
+        return {name: value for name, value in memory.items() if name in parameters}
 
     @property
     def task(self) -> "Task[P, R]":

@@ -36,6 +36,10 @@ class JournalCorrupt(OtaflowError):
     """The journal has a damaged line that is not its last one."""
 
 
+class BootTargetDamaged(OtaflowError):
+    """What the boot loader reads does not say which slot starts next; setting the target mends it."""
+
+
 class UndoFailed(OtaflowError):
     """A step could not be taken back; the journal still holds what its undo needs."""
 

@@ -5,7 +5,7 @@ from otaflow.action import Action
 from otaflow.ends import record_end
 from otaflow.service import Ucm
 from otaflow.tasks.step import compensate
-from otaflow.trial import settle_boot
+from otaflow.trial import has_given_way, must_recover, settle_boot
 from otaflow.ucm.states import State
 
 
@@ -15,7 +15,7 @@ def recover(ucm: Ucm, *, verifies: bool = True) -> bool:
     With `verifies` false a system on trial is left to who comes later. Raises what failed on the way, after the device
     is in order.
     """
-    if not ucm.journal.needs_recovery:
+    if not must_recover(ucm.device):
         return False
     ucm.device.stop_work.clear()
     unattended = ucm.journal.session.unattended
@@ -30,6 +30,8 @@ def recover(ucm: Ucm, *, verifies: bool = True) -> bool:
             ucm.rollback()
         case State.CLEANING_UP:
             ucm.work_clean_up()
+        case State.ACTIVATED if has_given_way(ucm.device):
+            _take_back_activated(ucm)
     settle_boot(ucm.device)
     if ucm.state is State.VERIFYING and not verifies:
         return True
@@ -45,6 +47,15 @@ def carry_on(ucm: Ucm) -> None:
     if ucm.state is State.READY:
         ucm.give_up(errors.ProcessSwPackageCancelled("it was interrupted before its activation"))
     ucm.go_on()
+
+
+def _take_back_activated(ucm: Ucm) -> None:
+    """Verified, but it did not start again, and the former system runs: data and applications go back to it, too."""
+    boot = ucm.device.boot
+    why = f"slot {boot.target()} was healthy, and did not start again: slot {boot.running()} runs"
+    for action, _ in ucm.processed():
+        record_end(ucm.device, action, history.VERIFICATION_FAILED, error=errors.HealthCheckFailed(why))
+    ucm.rollback()
 
 
 def _take_back_processing(ucm: Ucm) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from otaflow import history
-from otaflow.errors import OtaflowError
+from otaflow.errors import BootTargetDamaged, OtaflowError
 from otaflow.platform.boots import Ending
 from otaflow.platform.device import Device
 from otaflow.platform.flight_recorder import read_journal
@@ -96,7 +96,7 @@ def keep_boot_log(device: Device) -> None:
         return
     try:
         running, target = device.boot.running(), device.boot.target()
-    except OtaflowError:
+    except (OtaflowError, OSError):
         return
     began = next((t["time"] for t in reversed(session.transitions) if t["to"] == State.VERIFYING), "")
     if running != target:
@@ -111,6 +111,18 @@ def keep_boot_log(device: Device) -> None:
 def has_fallen_back(device: Device) -> bool:
     """Whether the boot loader gave the system on trial up, and started the other one."""
     return device.journal.state is State.VERIFYING and _runs_another_slot(device) and _was_started(device)
+
+
+def has_given_way(device: Device) -> bool:
+    """Whether a system that was verified did not start again, before its session is over: the other one runs."""
+    journal = device.journal
+    of_system = any(action.of_system for action in journal.session.actions)
+    return journal.state is State.ACTIVATED and of_system and _runs_another_slot(device)
+
+
+def must_recover(device: Device) -> bool:
+    """Whether anything is to be put in order: after a restart or a kill, or as a verified system gave way."""
+    return device.journal.needs_recovery or has_given_way(device)
 
 
 def _was_started(device: Device) -> bool:
@@ -129,29 +141,42 @@ def put_target_right(device: Device) -> str:
     """
     if device.journal.state is not State.IDLE:
         return ""
-    if not _runs_another_slot(device):
+    try:
+        another = _runs_another_slot(device)
+    except BootTargetDamaged as error:
+        return _set_to_running(device, f"{error}; slot {device.boot.running()} runs, and starts next from now on")
+    if not another:
         if device.boot.tries_left() is not None:
             log.warning("slot %s is on trial, but nothing is going on: it is trusted from now on", device.boot.target())
             device.boot.confirm()
             device.marks.note_confirmed()
         return ""
     running, target = device.boot.running(), device.boot.target()
-    system = device.running_system()
     try:
         other = read_label(device.slots.path(target))
         what = f"slot {target} ({other.name} {other.version})"
     except OtaflowError:
         what = f"slot {target}, in which there is no system any more,"
-    why = f"{what} was to start, and did not: slot {running} runs, and starts next from now on"
+    return _set_to_running(
+        device, f"{what} was to start, and did not: slot {running} runs, and starts next from now on"
+    )
+
+
+def _set_to_running(device: Device, why: str) -> str:
     log.error("%s", why)
+    try:
+        system = device.running_system()
+        name, version, generation = system.name, system.version, system.generation
+    except OtaflowError:  # gone back to by hand, it may have no label any more; it runs all the same
+        name, version, generation = device.config.device.name, "unknown", ""
     device.history.add(
         key=f"boot.{device.boots.boot_id}",
-        name=system.name,
-        version=system.version,
+        name=name,
+        version=version,
         action=history.BOOT,
         resolution=history.FAILED,
         error="SlotDidNotStart",
         why=why,
     )
-    device.boot.set_target(running, system.generation)
+    device.boot.set_target(device.boot.running(), generation)
     return why

@@ -60,12 +60,12 @@ def working(device: Device, *, prefect: bool = True) -> Iterator[tuple["Ucm", "P
     """
     from otaflow.recovery import recover
     from otaflow.service import Ucm
-    from otaflow.trial import put_target_right
+    from otaflow.trial import must_recover, put_target_right
 
     with using(device), device.lock, progress.listening(ProcessingLog(device)):
         device.boots.note_boot()
         put_target_right(device)
-        if prefect and device.journal.needs_recovery:
+        if prefect and must_recover(device):
             recover(Ucm(device), verifies=False)
         runs = _connect_or_go_without(device) if prefect else None
         try:

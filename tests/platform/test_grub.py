@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from grub import GRUB_CFG, GrubMachine, call
 
-from otaflow.errors import OtaflowError
+from otaflow.errors import BootTargetDamaged, OtaflowError
 from otaflow.platform import grubenv
 from otaflow.platform.grub import GrubBoot
 
@@ -90,12 +90,17 @@ def test_a_full_environment(path: Path) -> None:
     ],
     ids=["empty", "zeros", "filling", "zeros behind", "cut off"],
 )
-def test_a_damaged_environment_is_not_touched(path: Path, content: bytes, why: str) -> None:
+def test_a_damaged_environment_is_told_and_made_anew_with_the_target(path: Path, content: bytes, why: str) -> None:
     path.write_bytes(content)
-    with pytest.raises(OtaflowError, match=f"cannot use GRUB's environment .*{why}") as caught:
-        make_boot(path).set_target("b", "x")
-    assert "grub-editenv" in caught.value.hint
+    boot = make_boot(path)
+    for ask in (boot.target, boot.promise, boot.tries_left, boot.confirm, boot.give_try_back):
+        with pytest.raises(BootTargetDamaged, match=f"cannot use GRUB's environment .*{why}") as caught:
+            ask()
+        assert "grub-editenv" in caught.value.hint
     assert path.read_bytes() == content
+    boot.set_target("b", "x")
+    assert (boot.target(), boot.promise(), boot.tries_left()) == ("b", "x", None)
+    assert "otaflow_fallback=a" in call("grub-editenv", path, "list")
 
 
 def test_the_hint_for_a_damaged_environment_mends_it(path: Path) -> None:

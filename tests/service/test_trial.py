@@ -15,7 +15,7 @@ from update_world import World
 from otaflow import progress
 from otaflow.deployments.runs import write_report
 from otaflow.diagnostics.report import collect
-from otaflow.errors import Restarting, UndoFailed
+from otaflow.errors import BootTargetDamaged, Restarting, UndoFailed
 from otaflow.platform.boots import Boots, Ending
 from otaflow.platform.describe import describe
 from otaflow.platform.device import Device, using
@@ -454,3 +454,54 @@ def test_nothing_has_failed_yet(world: World, otaflow: Any) -> None:
     assert done.returncode == 1
     assert "nothing has failed" in done.stderr
     assert "kActivated" in otaflow("history", "--why", "1").stdout
+
+
+def test_a_verified_system_that_does_not_start_again_is_taken_back(machine: Machine) -> None:
+    """The power goes between its confirmation and its commit, and then its kernel cannot be loaded any more."""
+    machine.begin()
+    with machine.ucm() as ucm:
+        ucm.verify()
+    assert machine.state == "Activated"
+    machine.boot()
+    assert machine.loader
+    machine.loader._running = machine.device().spare()
+    with pytest.raises(Restarting):
+        machine.recover()
+    machine.boot(Ending.ORDERLY)
+    machine.recover(verifies=True)
+    assert (machine.state, machine.device().running_system().version) == ("Idle", "1.1.0")
+    assert machine.loader.target() == machine.loader.running()
+    last = machine.world.last()
+    assert last["resolution"] == "kVerificationFailed"
+    assert "was healthy, and did not start again" in last["why"]
+
+
+def test_a_damaged_boot_target_is_set_to_what_runs(machine: Machine) -> None:
+    device = machine.device()
+    assert machine.loader
+    running = machine.loader.running()
+
+    class Damaged(FakeBoot):
+        """Nothing can be read of it before it is written again."""
+
+        def target(self) -> str:
+            if not self._target:
+                raise BootTargetDamaged("cannot tell which slot starts next")
+            return self._target
+
+    machine.loader = Damaged(device.slots, at_once=False)
+    machine.loader._running, machine.loader._target = running, ""
+    with machine.ucm() as ucm:
+        assert f"slot {running} runs, and starts next" in put_target_right(ucm.device)
+        assert put_target_right(ucm.device) == ""
+        assert (machine.loader.target(), machine.loader.promise()) == (running, ucm.device.running_system().generation)
+
+
+def test_a_running_slot_without_a_label_keeps_nobody_out(machine: Machine) -> None:
+    device = machine.device()
+    assert machine.loader
+    machine.loader._running = device.spare()
+    next(device.slots.path(device.boot.running()).glob(".otaflow*")).unlink()
+    with machine.ucm() as ucm:
+        assert "was to start, and did not" in put_target_right(ucm.device)
+    assert machine.loader.target() == machine.loader.running()

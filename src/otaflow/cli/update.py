@@ -156,9 +156,11 @@ def recover(
     if going_down:
         device.boots.note_going_down(Ending.DEADLINE if device.marks.is_deadline_over() else Ending.ORDERLY)
         return
+    from otaflow.trial import must_recover
+
     device.boots.note_boot()
     # read without the lock: the UCM itself is loaded only where there is work for it, and reads it anew
-    idle = not Device(device.config).journal.needs_recovery
+    idle = not must_recover(Device(device.config))
     problem = _arrange_services(Device(device.config)) if device.config.services.kind == "systemd" else ""
     fallen_back = _put_target_right(device)
     outcome = "" if idle else _recover(device, verify=verify, view=not json)
