@@ -189,9 +189,11 @@ def resume(*, config: ConfigFile = None, json: Json = False) -> None:
             _tell_rolled_back(through.resume(agent, device))
             done.append(device.running_system().version)
     else:
-        journal = Device(device.config).journal  # the device's own is read when it is locked
+        from otaflow.trial import must_recover
+
+        here = Device(device.config)  # the device's own journal is read when it is locked
         # nearly every boot: nothing is to be done, nor told, and loading Prefect would take seconds
-        prefect = journal.needs_recovery or bool(journal.untold() or journal.phase_runs)
+        prefect = must_recover(here) or bool(here.journal.untold() or here.journal.phase_runs)
         with reporting(device, json, done), working(device, prefect=prefect, view=not json) as (ucm, _):
             go_on(ucm)
             done.append(device.running_system().version)
