@@ -22,6 +22,9 @@ from otaflow.errors import OtaflowError
 with contextlib.suppress(ValueError):
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Prefect gives its temporary server 20 s to start, which is a matter of how busy the machine is.
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "300")
+
 BTRFS_BYTES = 2**30
 KINDS = ["directories", pytest.param("btrfs", marks=pytest.mark.btrfs)]
 
