@@ -55,8 +55,9 @@ class DeviceLock:
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             self._take(fd, wait)
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{os.getpid()} {start_time(os.getpid())}\n".encode(), 0)
+            record = f"{os.getpid()} {start_time(os.getpid())}\n".encode()
+            os.pwrite(fd, record, 0)  # over the former one, whose room it has: on a full disk there is no other
+            os.ftruncate(fd, len(record))
         except BaseException:
             os.close(fd)
             raise

@@ -1,6 +1,7 @@
 """What the boot targets of the real loaders share: which slot runs, what may be written, the restart by a command.
 
 The boot loader says on the kernel's command line which slot it started: `otaflow.slot=NAME` (deployments/grub, u-boot).
+The switch of an initial RAM disk, which cannot change that line, says it in a file (deployments/initrd).
 """
 
 import os
@@ -12,6 +13,7 @@ from otaflow.errors import OtaflowError
 from otaflow.platform.run import run
 
 COMMAND_LINE = Path("/proc/cmdline")
+STARTED = Path("/run/otaflow/started")
 RESTART_TIMEOUT = 120.0
 PROMISE = re.compile(r"[A-Za-z0-9 ._:-]{0,128}")
 
@@ -20,13 +22,22 @@ Detect = Callable[[Mapping[str, Path]], str | None]
 
 
 def find_mounted_slot(
-    slots: Mapping[str, Path], *, root: Path = Path("/"), command_line: Path = COMMAND_LINE
+    slots: Mapping[str, Path], *, root: Path = Path("/"), started: Path = STARTED, command_line: Path = COMMAND_LINE
 ) -> str | None:
-    """The slot that is the mounted root file system, else the one that the kernel's command line names, else None."""
+    """The slot that is the mounted root file system, else what the switch or the kernel's command line names, or None."""
     for name, path in slots.items():
         if path.exists() and os.path.samefile(path, root):
             return name
-    return find_named_slot(slots, command_line=command_line)
+    return _find_started_slot(slots, started) or find_named_slot(slots, command_line=command_line)
+
+
+def _find_started_slot(slots: Collection[str], started: Path) -> str | None:
+    """The slot that the switch says it started, whatever it could count; None where it says nothing."""
+    try:
+        slot = started.read_text().strip()
+    except (OSError, ValueError):
+        return None
+    return slot if slot in slots else None
 
 
 def find_named_slot(slots: Collection[str], *, command_line: Path = COMMAND_LINE) -> str | None:

@@ -92,6 +92,8 @@ class Ucm:
         """
         with self.deciding:
             self._refuse_mixture(action)
+            if self.state is State.IDLE:
+                self.device.boots.note_boot()  # what a session counts from; at the start the disk may have been full
             self._put_target_right()
             unattended = unattended and self.state is State.IDLE
             self.fire("<ProcessSwPackage", what=action.title(), action=action.record(), unattended=unattended)

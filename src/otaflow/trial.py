@@ -14,6 +14,7 @@ from otaflow.platform.boots import Ending
 from otaflow.platform.device import Device
 from otaflow.platform.flight_recorder import read_journal
 from otaflow.platform.labels import read_label
+from otaflow.records import NO_ROOM
 from otaflow.ucm.states import State
 
 log = logging.getLogger("otaflow.ucm")
@@ -42,6 +43,19 @@ class Trial:
         """The trial as it was noted, maybe by the otaflow of the other slot, which may be a newer one."""
         known = {one.name for one in fields(cls)}
         return cls(**{name: value for name, value in noted.items() if name in known})
+
+
+def count_boot(device: Device) -> None:
+    """Count this start, once. On a full disk it waits, where nothing is going on: the count is asked for in sessions.
+
+    Raises OSError.
+    """
+    try:
+        device.boots.note_boot()
+    except OSError as error:
+        if error.errno not in NO_ROOM or device.journal.state is not State.IDLE:
+            raise
+        log.error("cannot count this start: %s; it is counted once there is room on the disk", error)  # noqa: TRY400
 
 
 def judge_boots(device: Device) -> Trial:

@@ -60,10 +60,10 @@ def working(device: Device, *, prefect: bool = True) -> Iterator[tuple["Ucm", "P
     """
     from otaflow.recovery import recover
     from otaflow.service import Ucm
-    from otaflow.trial import must_recover, put_target_right
+    from otaflow.trial import count_boot, must_recover, put_target_right
 
     with using(device), device.lock, progress.listening(ProcessingLog(device)):
-        device.boots.note_boot()
+        count_boot(device)
         put_target_right(device)
         if prefect and must_recover(device):
             recover(Ucm(device), verifies=False)

@@ -100,8 +100,19 @@ def test_the_slot_in_the_command_line(machine: Machine, words: str, found: str |
     assert find_mounted_slot(machine.slots, command_line=line) == found
 
 
+@pytest.mark.parametrize(("content", "found"), [("b\n", "b"), ("c\n", "a"), ("", "a"), ("\udcff", "a")], ids=ascii)
+def test_the_slot_that_the_switch_started(machine: Machine, content: str, found: str) -> None:
+    line, started = machine.folder / "cmdline", machine.folder / "started"
+    line.write_text("otaflow.slot=a\n")
+    assert find_mounted_slot(machine.slots, started=started, command_line=line) == "a"
+    started.write_text(content, errors="surrogateescape")
+    assert find_mounted_slot(machine.slots, started=started, command_line=line) == found
+
+
 def test_the_slot_that_is_the_root(machine: Machine) -> None:
-    assert find_mounted_slot(machine.slots, root=machine.slots["b"]) == "b"
+    started = machine.folder / "started"
+    started.write_text("a")
+    assert find_mounted_slot(machine.slots, root=machine.slots["b"], started=started) == "b"
 
 
 def sealed(**values: object) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from otaflow.platform.boots import Boots
 from otaflow.platform.device import Device
 from otaflow.platform.index import Index, counter_of, read_count, read_index, write_count, write_index
 from otaflow.platform.index_file import IndexFile
+from otaflow.platform.running import find_mounted_slot
 from otaflow.platform.setup import init_device
 
 SHELLS = {"dash": ("dash",), "busybox": ("busybox", "sh"), "bash": ("bash", "--posix")}
@@ -123,9 +125,25 @@ def test_slots_that_are_not_there(
 def test_a_start_that_cannot_be_counted_is_not_made(shell: tuple[str, ...], index: Path) -> None:
     write_index(index, ON_TRIAL)
     (index.parent / "index.json.tries.new").mkdir()  # in the way
-    status, slot, why = run(shell, index)
+    started = index.parent / "run" / "otaflow" / "started"
+    status, slot, why = run(shell, index, OTAFLOW_STARTED=str(started))
     assert (status, slot) == (0, "a\n")
     assert "cannot count" in why
+    # otaflow knows it all the same: it must not take the running slot for the spare one
+    detect = partial(find_mounted_slot, started=started)
+    slots = {name: index.parent / "slots" / name for name in NAMES}
+    boots = Boots(index.parent / "boots.json")
+    boot = IndexFile(index, index.parent / "running.json", slots=slots, boots=boots, restart=["true"], detect=detect)
+    assert (boot.running(), boot.target(), boot.tries_left()) == ("a", "b", 3)
+
+
+@pytest.mark.parametrize("there", ["a", "b", "ab"])
+def test_the_switch_says_what_it_started(shell: tuple[str, ...], index: Path, there: str) -> None:
+    for name in set(NAMES) - set(there):
+        (index.parent / "slots" / name / "etc").rmdir()
+    started = index.parent / "run" / "started"
+    assert run(shell, index, OTAFLOW_STARTED=str(started))[:2] == (0, f"{there[0]}\n")
+    assert started.read_text() == f"{there[0]}\n"
 
 
 def test_without_sha256sum_the_index_is_believed(index: Path, tmp_path: Path) -> None:
@@ -239,6 +257,7 @@ def test_the_script_of_initramfs_tools(
         "/bin/otaflow-switch": str(SWITCH),
         "top=/run/otaflow-top": f"top={top}",
         "=/run/otaflow/trial": f"={tmp_path}/run/trial",
+        "=/run/otaflow/started": f"={tmp_path}/run/started",
         "/conf/param.conf": f"{tmp_path}/param.conf",
     }
     for here, there in places.items():
@@ -253,6 +272,7 @@ def test_the_script_of_initramfs_tools(
         assert written == chosen.replace("/slots", f"/{tmp_path.name}/slots") + "\n"
         assert not top.exists()
         assert (tmp_path / "run/trial").exists() == (content == ON_TRIAL)
+        assert (tmp_path / "run/started").read_text().strip() == chosen[-1]
         if content == ON_TRIAL:
             assert read_count(inside / "index.json", ON_TRIAL.promise) == 1
     finally:

@@ -6,9 +6,11 @@ clear error or the whole update, at the latest when the disk is well again and `
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,8 +22,10 @@ from app_world import ADD_AUTHOR, LightWorld, build_system
 
 from otaflow import fault
 from otaflow.action import Action
+from otaflow.agent.agent import Agent
 from otaflow.errors import OtaflowError
 from otaflow.flows.retention import retention
+from otaflow.platform.boots import Ending
 from otaflow.recovery import recover
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
@@ -247,3 +251,42 @@ PLACES = {"the slots": "slots", "nvm": "nvm", "the whole device": "."}
 @pytest.mark.parametrize(("moment", "sick"), PHASES.values(), ids=PHASES)
 def test_read_only_from(world: LightWorld, good_end: Picture, moment: str, sick: bool, place: str) -> None:
     is_all_or_nothing(world, good_end, read_only(world, moment, place), sick=sick)
+
+
+def start_agent(world: LightWorld) -> None:
+    agent = Agent(world.device())
+    agent.start()
+    try:
+        assert agent.status()["status"] == "Idle"
+    finally:
+        agent.stop()
+
+
+def call(*words: str) -> Callable[[LightWorld], None]:
+    def call(world: LightWorld) -> None:
+        command = [Path(sys.executable).with_name("otaflow"), *words, "--config", world.config]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    return call
+
+
+STARTS = {"the agent": start_agent, "recover": call("recover"), "status": call("status"), "clean-up": call("clean-up")}
+
+
+@pytest.mark.parametrize("begin", STARTS.values(), ids=STARTS)
+def test_a_start_on_a_full_disk(world: LightWorld, begin: Callable[[LightWorld], None]) -> None:
+    """Where nothing is going on, the device comes up all the same, and the start is counted once there is room."""
+    start_agent(world)  # its folders are there
+    boots = world.device().boots.count()
+    counter, ballast = world.root / "nvm" / "boots.json", world.folder.parent / "ballast"
+    counter.write_text(json.dumps(json.loads(counter.read_text()) | {"boot_id": "the one before"}))
+    try:
+        fill(ballast)
+        begin(world)
+        assert world.device().boots.count() == boots
+    finally:
+        ballast.unlink()
+        os.sync()
+    world.install(*choose(world))
+    assert world.device().boots.endings(0) == [Ending.POWER_CUT, Ending.ORDERLY]

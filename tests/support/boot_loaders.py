@@ -48,17 +48,21 @@ def make_fake(folder: Path) -> Loader:
     return Loader(boot, boot.start)
 
 
-def make_index(folder: Path, *, detects: bool = False) -> Loader:
-    """The index file and the initial RAM disk's switch; `detects`: the running slot is on the kernel's command line."""
+def make_index(folder: Path, *, detects: str = "") -> Loader:
+    """The index file and the initial RAM disk's switch.
+
+    `detects`: the running slot is on the kernel's command "line", or in the "file" that the switch writes.
+    """
     slots, line, boot_id = _make_slots(folder), _make_line(folder), folder / "boot_id"
-    index = folder / "index.json"
-    detect = partial(find_mounted_slot, command_line=line) if detects else lambda _: None
+    index, started = folder / "index.json", folder / "run" / "started"
+    detect = partial(find_mounted_slot, command_line=line, started=started) if detects else lambda _: None
     boots = Boots(folder / "boots.json", boot_id)
     boot = IndexFile(index, folder / "running.json", slots=slots, boots=boots, restart=RESTART, detect=detect)
     boot_id.write_text("0")
 
     def start() -> None:
-        line.write_text(f"otaflow.slot={choose_slot(index, folder / 'slots')}")
+        slot = choose_slot(index, folder / "slots", started=started if detects == "file" else None)
+        line.write_text(f"otaflow.slot={slot}" if detects == "line" else "quiet rootflags=subvol=slots/a")
         boot_id.write_text(str(int(boot_id.read_text()) + 1))
 
     boot.set_target("a", "")
@@ -118,7 +122,8 @@ def make_u_boot_environment(folder: Path) -> Path:
 LOADERS = {
     "fake": make_fake,
     "index file": make_index,
-    "index file and command line": partial(make_index, detects=True),
+    "index file and command line": partial(make_index, detects="line"),
+    "index file and the switch's word": partial(make_index, detects="file"),
     "grub": make_grub,
     "u-boot": make_u_boot,
 }

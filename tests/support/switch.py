@@ -1,5 +1,6 @@
 """The switch of deployments/initrd as a program: it chooses the slot that a machine, or a test, starts next."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -8,10 +9,21 @@ from otaflow.platform.device import Device
 SWITCH = Path(__file__).parents[2] / "deployments" / "initrd" / "otaflow-switch"
 
 
-def choose_slot(index: Path, slots: Path, names: tuple[str, str] = ("a", "b"), *, shell: tuple[str, ...] = ()) -> str:
-    """Run the switch as an initial RAM disk does, which counts a start on trial; the name of the slot that starts."""
+def choose_slot(
+    index: Path,
+    slots: Path,
+    names: tuple[str, str] = ("a", "b"),
+    *,
+    shell: tuple[str, ...] = (),
+    started: Path | None = None,
+) -> str:
+    """Run the switch as an initial RAM disk does, which counts a start on trial; the name of the slot that starts.
+
+    It is in the file `started` then, too.
+    """
     command = [*shell, SWITCH, index, slots, *names]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = {"OTAFLOW_STARTED": str(started)} if started else {}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **said})
     assert done.returncode == 0, done.stderr
     return done.stdout.removesuffix("\n")
 

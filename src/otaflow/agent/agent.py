@@ -30,6 +30,7 @@ from otaflow.service import Ucm, Work
 from otaflow.transfer.cached import PackageState
 from otaflow.transfer.logs import PackageLogs
 from otaflow.transfer.store import Transfers
+from otaflow.trial import count_boot
 from otaflow.ucm.states import State
 from otaflow.work import ProcessingLog
 
@@ -71,7 +72,7 @@ class Agent:
         What a restart interrupted goes on in the worker: a verification, an unattended update.
         """
         self.device.lock.acquire()
-        self.device.boots.note_boot()
+        count_boot(self.device)
         progress.subscribe(self._hear)
         progress.subscribe(self._log)
         with using(self.device):

@@ -156,9 +156,9 @@ def recover(
     if going_down:
         device.boots.note_going_down(Ending.DEADLINE if device.marks.is_deadline_over() else Ending.ORDERLY)
         return
-    from otaflow.trial import must_recover
+    from otaflow.trial import count_boot, must_recover
 
-    device.boots.note_boot()
+    count_boot(device)
     # read without the lock: the UCM itself is loaded only where there is work for it, and reads it anew
     idle = not must_recover(Device(device.config))
     problem = _arrange_services(Device(device.config)) if device.config.services.kind == "systemd" else ""
