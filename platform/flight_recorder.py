@@ -5,6 +5,7 @@ One file for each session beside its processing log, `nvm/logs/SESSION.boot`: se
 """
 
 import logging
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -20,6 +21,8 @@ FILES = 50
 LINES = 2000
 SECONDS = 20
 JOURNALS = ("var/log/journal", "run/log/journal")
+BOOT = re.compile(r"\s*-?\d+\s+([0-9a-f]{32})\b")
+"""A line of `journalctl --list-boots`."""
 
 Lines = Iterable[str]
 
@@ -58,21 +61,46 @@ class FlightRecorder:
             return ""
 
 
-def read_journal(boot: int = 0, *, slot: Path | None = None, since: str = "") -> list[str]:
-    """The newest lines of a boot: 0 the present one, -1 the one before. `slot`: the last boot in that slot's own files.
+def read_journal(boot: int | str = 0, *, folder: Path | None = None) -> list[str]:
+    """The newest lines of a boot: 0 the present one, -1 the one before, or a boot's id.
 
-    `since` (RFC 3339) leaves out what is older. Raises CommandFailed.
+    Of this system, or of the journal in `folder`. Raises CommandFailed.
     """
-    command = ["journalctl", f"--boot={boot}", "--quiet", "--no-pager", "--output=short-iso", f"--lines={LINES}"]
-    if slot is not None:
-        folder = next((slot / name for name in JOURNALS if any((slot / name).glob("*/*.journal"))), None)
-        if folder is None:
-            return [f"there is no journal in {slot}: the slot did not come far enough, or keeps it elsewhere"]
-        command.append(f"--directory={folder}")
-    if since:
-        command.append(f"--since={since[:19].replace('T', ' ')} UTC")
+    options = [f"--boot={boot}", "--quiet", "--no-pager", "--output=short-iso", f"--lines={LINES}"]
+    return _call_journalctl(options, folder)
+
+
+def read_slot_journal(slot: Path, running: Path = Path("/")) -> list[str]:
+    """The newest lines of the last boot of which the tree `slot` has a journal, and `running` has none.
+
+    The slot was a copy of the running system, journal included. They are told apart by the boots' ids: a device may
+    have no clock. Raises CommandFailed.
+    """
+    folder = _find_folder(slot)
+    if folder is None:
+        return [f"there is no journal in {slot}: the slot did not come far enough, or keeps it elsewhere"]
+    other = _find_folder(running)
+    known = _list_boots(other) if other else []
+    own = [boot for boot in _list_boots(folder) if boot not in known]
+    if not own:
+        return [f"there is no boot of its own in the journal in {slot}: the slot did not come far enough"]
+    return read_journal(own[-1], folder=folder)
+
+
+def _find_folder(root: Path) -> Path | None:
+    return next((root / name for name in JOURNALS if any((root / name).glob("*/*.journal"))), None)
+
+
+def _list_boots(folder: Path) -> list[str]:
+    """The ids of the boots of which there is a journal, the newest one last."""
+    found = (BOOT.match(line) for line in _call_journalctl(["--list-boots", "--quiet", "--no-pager"], folder))
+    return [boot[1] for boot in found if boot]
+
+
+def _call_journalctl(options: list[str], folder: Path | None) -> list[str]:
     lines: list[str] = []
-    run(command, timeout=SECONDS, output=lines.append)
+    where = [f"--directory={folder}"] if folder else []
+    run(["journalctl", *options, *where], timeout=SECONDS, output=lines.append)
     return lines
 
 

@@ -24,7 +24,7 @@ Detect = Callable[[Mapping[str, Path]], str | None]
 def find_mounted_slot(
     slots: Mapping[str, Path], *, root: Path = Path("/"), started: Path = STARTED, command_line: Path = COMMAND_LINE
 ) -> str | None:
-    """The slot that is the mounted root file system, else what the switch or the kernel's command line names, or None."""
+    """The slot that is the mounted root file system, else what the switch says, else the command line, else None."""
     for name, path in slots.items():
         if path.exists() and os.path.samefile(path, root):
             return name

@@ -12,7 +12,7 @@ from otaflow import history
 from otaflow.errors import BootTargetDamaged, OtaflowError
 from otaflow.platform.boots import Ending
 from otaflow.platform.device import Device
-from otaflow.platform.flight_recorder import read_journal
+from otaflow.platform.flight_recorder import read_journal, read_slot_journal
 from otaflow.platform.labels import read_label
 from otaflow.records import NO_ROOM
 from otaflow.ucm.states import State
@@ -112,14 +112,13 @@ def keep_boot_log(device: Device) -> None:
         running, target = device.boot.running(), device.boot.target()
     except (OtaflowError, OSError):
         return
-    began = next((t["time"] for t in reversed(session.transitions) if t["to"] == State.VERIFYING), "")
     if running != target:
         title = f"slot {target}, which did not start: the last boot of which it has a journal"
         slot = device.slots.place(target)
-        device.recorder.keep(session.id, title, lambda: read_journal(slot=slot, since=began))
+        device.recorder.keep(session.id, title, lambda: read_slot_journal(slot))
     else:
         title = f"slot {running}: the boot in which the trial failed"
-        device.recorder.keep(session.id, title, lambda: read_journal(since=began))
+        device.recorder.keep(session.id, title, read_journal)
 
 
 def has_fallen_back(device: Device) -> bool:

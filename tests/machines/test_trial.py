@@ -21,6 +21,7 @@ from switch import choose_root
 
 from otaflow.action import Action
 from otaflow.platform.boots import Ending
+from otaflow.platform.flight_recorder import read_slot_journal
 
 TRIES = 3
 UNIT = '"$OTAFLOW_SLOT/etc/systemd/system/'
@@ -159,6 +160,8 @@ def test_a_slot_in_which_otaflow_is_broken_falls_back(system: TrialInside, progr
     assert why["record"]["resolution"] == "kVerificationFailed"
     assert why["record"]["why"] == "slot b did not start in 3 tries: the boot loader went back to slot a"
     assert "the system on trial was not confirmed in time: it restarts" in why["boot_log"]
+    a = system.device().slots.place("a")
+    assert "no boot of its own" in read_slot_journal(a, a)[0]
     assert why["record"]["why"] in system.status()
     assert system.device().journal.state == "Idle"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from otaflow.errors import CommandFailed
-from otaflow.platform.flight_recorder import FILES, SECTION_BYTES, SECTIONS, FlightRecorder, read_journal
+from otaflow.platform.flight_recorder import FILES, SECTION_BYTES, SECTIONS, FlightRecorder, read_slot_journal
 
 
 def test_sections_of_a_session(tmp_path: Path) -> None:
@@ -53,5 +53,5 @@ def test_what_cannot_be_read_stops_nothing(error: Exception, tmp_path: Path) -> 
 
 
 def test_a_slot_without_a_journal_says_so(tmp_path: Path) -> None:
-    [line] = read_journal(slot=tmp_path)
+    [line] = read_slot_journal(tmp_path)
     assert line.startswith(f"there is no journal in {tmp_path}")
