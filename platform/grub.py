@@ -1,78 +1,39 @@
 """The boot target in GRUB's environment, which deployments/grub/grub.cfg reads and counts down.
 
-otaflow_target, otaflow_fallback and otaflow_promise; otaflow_tries, one digit, while the target is on trial. GRUB
-writes that digit in place, in the blocks of the file that it has loaded; we replace the whole file by rename, so that
-a power cut leaves the former environment or the new one (`grub-editenv set` rewrites in place and could leave none).
-The file is on a small ext4 of its own, as GRUB cannot write to btrfs.
+otaflow_tries is there, one digit, while the target is on trial. GRUB writes that digit in place, in the blocks of the
+file that it has loaded; we replace the whole file by rename, so that a power cut leaves the former environment or the
+new one (`grub-editenv set` rewrites in place and could leave none). The file is on a small ext4 of its own, as GRUB
+cannot write to btrfs.
 """
 
 import errno
 import fcntl
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from otaflow.errors import BootTargetDamaged, OtaflowError
 from otaflow.files import write_atomic
 from otaflow.platform import grubenv
-from otaflow.platform.running import (
-    Detect,
-    check_target,
-    detect_slot,
-    find_mounted_slot,
-    other_slot,
-    restart_machine,
-)
+from otaflow.platform.environment import TARGET, EnvironmentBoot
 
-TARGET, FALLBACK = "otaflow_target", "otaflow_fallback"
-PROMISE, TRIES = "otaflow_promise", "otaflow_tries"
+TRIES = "otaflow_tries"
 EXT4_IOC_CHECKPOINT = 0x4004662B  # _IOW('f', 43, __u32), since Linux 5.14
 # another file system, or ext4 without a journal; not root, as in a test
 NO_JOURNAL = {errno.ENODEV, errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
 
 
-class GrubBoot:
+class GrubBoot(EnvironmentBoot):
     """The BootTarget protocol (protocols.py) on the environment file `path`; `tries`: 1 to 9."""
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        slots: Mapping[str, Path],
-        restart: Sequence[str],
-        tries: int = 3,
-        detect: Detect = find_mounted_slot,
-    ) -> None:
-        self._path = path
-        self._slots = slots
-        self._restart = restart
-        self._tries = tries
-        self._detect = detect
-
-    def running(self) -> str:
-        return detect_slot(self._slots, self._detect)
-
-    def target(self) -> str:
-        target = self._read().get(TARGET, "")
-        if target not in self._slots:
-            raise BootTargetDamaged(
-                f"cannot tell which slot starts next: {TARGET} in {self._path} is {target!r}",
-                hint=f"`grub-editenv {self._path} set {TARGET}=SLOT`, with the slot that runs",
-            )
-        return target
-
-    def promise(self) -> str:
-        return self._read().get(PROMISE, "")
-
     def set_target(self, slot: str, promise: str, *, trial: bool = False) -> None:
-        check_target(self._slots, slot, promise)
-        tries = {TRIES: str(self._tries) if trial else None}
+        names = self._names(slot, promise)
         try:
             block = self._load()[0]
         except BootTargetDamaged:  # nothing in it can be read, also not what others had there
             block = grubenv.empty_block()
-        self._change({**tries, TARGET: slot, FALLBACK: other_slot(self._slots, slot), PROMISE: promise}, block)
+        self._change({TRIES: str(self._tries) if trial else None, **names}, block)
 
     def tries_left(self) -> int | None:
         tries = self._read().get(TRIES)
@@ -89,11 +50,16 @@ class GrubBoot:
         if left is not None and left < self._tries:
             self._change({TRIES: str(left + 1)})
 
-    def restart(self) -> bool:
-        return restart_machine(self._restart)
-
     def _read(self) -> dict[str, str]:
         return self._load()[1]
+
+    @property
+    def _where(self) -> str:
+        return str(self._path)
+
+    @property
+    def _repair(self) -> str:
+        return f"grub-editenv {self._path} set {TARGET}=SLOT"
 
     def _load(self) -> tuple[bytes, dict[str, str]]:
         """The file and its variables. It is never made anew: where it is missing, its file system is not mounted."""
@@ -109,7 +75,7 @@ class GrubBoot:
             raise BootTargetDamaged(
                 f"cannot use GRUB's environment {self._path}: {error}",
                 hint=f"it was damaged from outside: `grub-editenv {self._path} create`, and then "
-                f"`grub-editenv {self._path} set {TARGET}=SLOT`, with the slot that runs",
+                f"`{self._repair}`, with the slot that runs",
             ) from error
 
     def _change(self, changes: Mapping[str, str | None], block: bytes | None = None) -> None:

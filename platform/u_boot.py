@@ -1,61 +1,27 @@
 """The boot target in U-Boot's environment, which deployments/u-boot/boot.cmd reads.
 
-otaflow_target, otaflow_fallback and otaflow_promise are ours. `upgrade_available`, `bootcount` and `bootlimit` are
-U-Boot's own (doc/README.bootcount): while upgrade_available is 1, it counts each start in bootcount, from 1, and one
-start more than bootlimit is not the target's any more. All of them are written by one `fw_setenv --script`, that is
-in one write; with two copies of the environment a power cut leaves the former one or the new one.
+`upgrade_available`, `bootcount` and `bootlimit` are U-Boot's own (doc/README.bootcount): while upgrade_available is 1,
+it counts each start in bootcount, from 1, and one start more than bootlimit is not the target's any more. All of them
+are written by one `fw_setenv --script`, that is in one write; with two copies of the environment a power cut leaves the
+former one or the new one.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from tempfile import NamedTemporaryFile
 
-from otaflow.errors import BootTargetDamaged, CommandFailed, OtaflowError
+from otaflow.errors import CommandFailed, OtaflowError
+from otaflow.platform.environment import TARGET, EnvironmentBoot
 from otaflow.platform.run import run
-from otaflow.platform.running import Detect, check_target, detect_slot, find_mounted_slot, other_slot, restart_machine
 
-TARGET, FALLBACK, PROMISE = "otaflow_target", "otaflow_fallback", "otaflow_promise"
 TRIAL, COUNT, LIMIT = "upgrade_available", "bootcount", "bootlimit"
 TIMEOUT = 60.0
 
 
-class UBootBoot:
-    """The BootTarget protocol (protocols.py) on the environment that `config`, a fw_env.config, describes."""
-
-    def __init__(
-        self,
-        config: Path,
-        *,
-        slots: Mapping[str, Path],
-        restart: Sequence[str],
-        tries: int = 3,
-        detect: Detect = find_mounted_slot,
-    ) -> None:
-        self._config = config
-        self._slots = slots
-        self._restart = restart
-        self._tries = tries
-        self._detect = detect
-
-    def running(self) -> str:
-        return detect_slot(self._slots, self._detect)
-
-    def target(self) -> str:
-        target = self._read().get(TARGET, "")
-        if target not in self._slots:
-            raise BootTargetDamaged(
-                f"cannot tell which slot starts next: {TARGET} in U-Boot's environment is {target!r}",
-                hint=f"`fw_setenv -c {self._config} {TARGET} SLOT`, with the slot that runs",
-            )
-        return target
-
-    def promise(self) -> str:
-        return self._read().get(PROMISE, "")
+class UBootBoot(EnvironmentBoot):
+    """The BootTarget protocol (protocols.py) on the environment that `path`, a fw_env.config, describes."""
 
     def set_target(self, slot: str, promise: str, *, trial: bool = False) -> None:
-        check_target(self._slots, slot, promise)
-        names = {TARGET: slot, FALLBACK: other_slot(self._slots, slot), PROMISE: promise}
-        self._write({**names, TRIAL: str(int(trial)), COUNT: "0", LIMIT: str(self._tries)})
+        self._write({**self._names(slot, promise), TRIAL: str(int(trial)), COUNT: "0", LIMIT: str(self._tries)})
 
     def tries_left(self) -> int | None:
         return self._tries_left(self._read())
@@ -70,9 +36,6 @@ class UBootBoot:
         if left is not None and left < (limit := _number(variables, LIMIT)):
             self._write({COUNT: str(limit - left - 1)})
 
-    def restart(self) -> bool:
-        return restart_machine(self._restart)
-
     def _tries_left(self, variables: Mapping[str, str]) -> int | None:
         if variables.get(TRIAL) != "1":
             return None
@@ -81,10 +44,18 @@ class UBootBoot:
     def _read(self) -> dict[str, str]:
         lines: list[str] = []
         try:
-            run(["fw_printenv", "-c", self._config], timeout=TIMEOUT, output=lines.append)
+            run(["fw_printenv", "-c", self._path], timeout=TIMEOUT, output=lines.append)
         except CommandFailed as error:
             raise self._failed("read", error) from error
         return {name: value for name, equals, value in (line.partition("=") for line in lines) if equals}
+
+    @property
+    def _where(self) -> str:
+        return "U-Boot's environment"
+
+    @property
+    def _repair(self) -> str:
+        return f"fw_setenv -c {self._path} {TARGET} SLOT"
 
     def _write(self, variables: Mapping[str, str]) -> None:
         """Set them in one change; an empty value removes a variable."""
@@ -93,13 +64,13 @@ class UBootBoot:
             script.writelines(f"{name}={value}\n" for name, value in variables.items())
             script.flush()
             try:
-                run(["fw_setenv", "-c", self._config, "-s", script.name], timeout=TIMEOUT)
+                run(["fw_setenv", "-c", self._path, "-s", script.name], timeout=TIMEOUT)
             except CommandFailed as error:
                 raise self._failed("write", error) from error
 
     def _failed(self, verb: str, error: CommandFailed) -> OtaflowError:
         return OtaflowError(
-            f"cannot {verb} U-Boot's environment by {self._config}: {error}",
+            f"cannot {verb} U-Boot's environment by {self._path}: {error}",
             hint=error.hint
             or "compare the offsets and sizes there with U-Boot's; `saveenv` at its prompt writes an environment anew",
         )
