@@ -9,6 +9,7 @@ which the kernel makes one file system of; so two loop devices of one image are 
 import fcntl
 import os
 import stat
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,8 @@ ROOT_INODE = 2
 """Of the root folder of every ext4."""
 MAGIC = (1080, b"\x53\xef")
 """Where a file system that the ext4 driver knows says so."""
+LOOP_GET_STATUS64, LOOP_INFO_BYTES = 0x4C05, 232
+"""linux/loop.h; struct loop_info64 begins with the file's device number and its inode."""
 
 
 class Partition:
@@ -116,13 +119,26 @@ class Partition:
 
 
 def _find_loops(image: Path) -> list[Path]:
-    """The loop devices of an image file."""
+    """The loop devices of an image file, by its inode: its path may be another file's in another mount namespace."""
+    seen = os.stat(image)
     found = []
     for record in Path("/sys/block").glob("loop*/loop/backing_file"):
+        loop = Path("/dev", record.parts[3])
         with suppress(OSError):
-            if os.path.samefile(record.read_text().rstrip("\n"), image):
-                found.append(Path("/dev", record.parts[3]))
+            if _read_backing_file(loop) == (seen.st_dev, seen.st_ino):
+                found.append(loop)
     return found
+
+
+def _read_backing_file(loop: Path) -> tuple[int, int]:
+    """Device number and inode of a loop device's file. OSError: it has none."""
+    fd = os.open(loop, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        info = fcntl.ioctl(fd, LOOP_GET_STATUS64, bytes(LOOP_INFO_BYTES))
+    finally:
+        os.close(fd)
+    device, inode = struct.unpack_from("=QQ", info)
+    return device, inode
 
 
 @contextmanager

@@ -313,3 +313,19 @@ def test_a_configuration_that_cannot_be_meant(tmp_path: Path, slots: str, words:
     (tmp_path / "otaflow.toml").write_text(f'[device]\nname = "d"\nmodel = "m"\nroot = "d"\n[slots]\n{slots}\n')
     with pytest.raises(ConfigError, match=words):
         load(tmp_path / "otaflow.toml")
+
+
+def test_an_image_of_the_same_name_in_another_mount_namespace(folder: Path) -> None:
+    """A container has its own files, but not its own loop devices."""
+    image = images(folder)[0]
+    script = 'mount -t tmpfs tmpfs "$1" && truncate -s 1M "$2" && losetup -f --show "$2" && read -r end'
+    command = ["unshare", "--mount", "sh", "-c", script, "sh", folder, image]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout
+        loop = other.stdout.readline().strip()
+        try:
+            assert Path("/sys/block", Path(loop).name, "loop/backing_file").read_text().strip() == str(image)
+            assert _find_loops(image) == []
+        finally:
+            subprocess.run(["losetup", "--detach", loop], check=True)
+            other.communicate("end\n")
