@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from otaflow.errors import OtaflowError
-from otaflow.files import fsync_file, fsync_folder, write_atomic
+from otaflow.files import fsync_file, fsync_folder, unfinished, write_atomic
 from otaflow.platform.copying import copy_file, copy_metadata, delete_tree, sync_file_system
 from otaflow.platform.labels import FILE_NAME
 from otaflow.platform.mirror import mirror
@@ -95,6 +95,7 @@ class PartitionSlots:
         if self._writing(target) == kept:
             self._trees.remove(aside)
             self._end(target)
+        unfinished(self._marker(target)).unlink(missing_ok=True)
 
     def forget(self, kept: str) -> None:
         self._trees.remove(self._aside(kept))

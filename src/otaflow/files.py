@@ -22,9 +22,14 @@ def fsync_file(path: Path) -> None:
         os.close(fd)
 
 
+def unfinished(path: Path) -> Path:
+    """What a power cut in `write_atomic` may leave beside `path`, until that is written again."""
+    return path.with_name(f".{path.name}.new")
+
+
 def write_atomic(path: Path, content: bytes, mode: int = 0o644) -> None:
     """Replace `path` by `content`: new file, fsync, rename, fsync of the folder."""
-    new = path.with_name(f".{path.name}.new")
+    new = unfinished(path)
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:
         os.fchmod(fd, mode)

@@ -10,8 +10,10 @@ CUTS = {
     ("restarting update", "btrfs"): 60,
     ("restarting sick update", "btrfs"): 60,
     ("system and application", "btrfs"): 60,
-    ("sick application", "directories"): 60,
-    ("good update", "directories"): 60,
+    ("sick application", "directories"): 40,
+    ("good update", "directories"): 30,
+    ("sick update", "partitions"): 30,
+    ("sick update", "ostree"): 20,
 }
 
 

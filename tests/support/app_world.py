@@ -220,9 +220,16 @@ class AppWorld:
         entries["?running"] = device.boot.running()
         states = {one: device.services.state(one).active for one in ("notes.service",)}
         entries["?services"] = states
-        # A shell that begins has children of its name for a moment.
-        entries["?programs"] = sorted({one.command.replace(str(self.root), "") for one in find_processes([self.tree])})
+        entries["?programs"] = sorted(set(self._programs()))
         return entries
+
+    def _programs(self) -> Iterator[str]:
+        """What runs, by itself: a shell has children for a moment."""
+        found = find_processes([self.tree])
+        for one in found:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if psutil.Process(one.pid).ppid() not in {other.pid for other in found}:
+                    yield one.command.replace(str(self.root), "")
 
     def last(self) -> dict[str, Any]:
         """The newest record of the history."""

@@ -10,12 +10,15 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 NEW_MOUNTS, NEW_PROCESSES = 0x00020000, 0x20000000
+DEVICES = Path("/media")
+"""Where a machine's further parts are, on a tmpfs of its own."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 NAME_OF_BOOT_ID = "OTAFLOW_TEST_BOOT_ID"
 
@@ -24,8 +27,18 @@ class MachineFailed(Exception):
     """The function did not return; the text is what it raised."""
 
 
-def run_machine(image: str | Path, top: Path, work: Callable[[], Any], *, options: str = "", log: Path) -> Any:
+def run_machine(
+    image: str | Path,
+    top: Path,
+    work: Callable[[], Any],
+    *,
+    options: str = "",
+    parts: Sequence[tuple[int, int]] = (),
+    log: Path,
+) -> Any:
     """Mount `image` (a file or a block device) at `top`, and return what `work` returns there (plain data).
+
+    Of a disk with `parts` (begin and length, in bytes) the first one is mounted; DEVICES/1 is the second one.
 
     Its output goes to `log`. Raises MachineFailed, with `unmountable: …` where the image cannot be mounted.
     """
@@ -33,7 +46,7 @@ def run_machine(image: str | Path, top: Path, work: Callable[[], Any], *, option
     child = os.fork()
     if child == 0:
         os.close(reader)
-        _be_machine(image, top, work, options, log, writer)
+        _be_machine(_Disk(image, top, options, parts), work, log, writer)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
         answer = pipe.read()
@@ -51,7 +64,15 @@ def begin_boot() -> None:
     Path(os.environ[NAME_OF_BOOT_ID]).write_text(f"{uuid4()}\n")
 
 
-def _be_machine(image: str | Path, top: Path, work: Callable[[], Any], options: str, log: Path, writer: int) -> None:
+@dataclass(frozen=True)
+class _Disk:
+    image: str | Path
+    top: Path
+    options: str
+    parts: Sequence[tuple[int, int]]
+
+
+def _be_machine(disk: _Disk, work: Callable[[], Any], log: Path, writer: int) -> None:
     """Never returns. The first process of the new name space only waits: when it ends, all others are killed."""
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for number, fd in enumerate((os.open(os.devnull, os.O_RDONLY), output, output)):
@@ -64,7 +85,7 @@ def _be_machine(image: str | Path, top: Path, work: Callable[[], Any], options: 
         os._exit(0)
     worker = os.fork()
     if worker == 0:
-        _work(image, top, work, options, log, writer)
+        _work(disk, work, log, writer)
     os.close(writer)
     while True:
         with contextlib.suppress(ChildProcessError):
@@ -79,9 +100,9 @@ def _unshare() -> None:
         raise OSError(ctypes.get_errno(), "cannot unshare")
 
 
-def _work(image: str | Path, top: Path, work: Callable[[], Any], options: str, log: Path, writer: int) -> None:
+def _work(disk: _Disk, work: Callable[[], Any], log: Path, writer: int) -> None:
     try:
-        answer = {"returned": _start(image, top, options, log) or work()}
+        answer = {"returned": _start(disk, log) or work()}
     except MachineFailed as error:
         answer = {"failed": str(error)}
     except BaseException:
@@ -93,18 +114,35 @@ def _work(image: str | Path, top: Path, work: Callable[[], Any], options: str, l
     os._exit(0)
 
 
-def _start(image: str | Path, top: Path, options: str, log: Path) -> None:
+def _start(disk: _Disk, log: Path) -> None:
     _run("mount", "--make-rprivate", "/")
     _run("mount", "-t", "proc", "proc", "/proc")
     boot_id = log.with_suffix(".boot")
     os.environ[NAME_OF_BOOT_ID] = str(boot_id)
     begin_boot()
     _run("mount", "--bind", str(boot_id), str(BOOT_ID))
-    chosen = ["noatime", *([options] if options else []), *(["loop"] if Path(image).is_file() else [])]
-    done = subprocess.run(["mount", "-o", ",".join(chosen), image, top], check=False, capture_output=True, text=True)
+    devices = _open_parts(disk) or [disk.image]
+    chosen = ["noatime", *([disk.options] if disk.options else []), *(["loop"] if Path(devices[0]).is_file() else [])]
+    command = ["mount", "-o", ",".join(chosen), devices[0], disk.top]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         raise MachineFailed(f"unmountable: {done.stderr.strip()[:200]}")
 
 
-def _run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True)
+def _open_parts(disk: _Disk) -> list[Path]:
+    """A loop device for each part; it goes with the machine, which has it open."""
+    found: list[Path] = []
+    if disk.parts:
+        _run("mount", "-t", "tmpfs", "tmpfs", str(DEVICES))
+    for number, (start, size) in enumerate(disk.parts):
+        place = [f"--offset={start}", f"--sizelimit={size}", "--direct-io=on", str(disk.image)]
+        loop = Path(_run("losetup", "--find", "--show", *place).strip())
+        os.open(loop, os.O_RDONLY)  # kept open, on purpose
+        _run("losetup", "--detach", str(loop))  # when it is closed everywhere
+        (DEVICES / str(number)).symlink_to(loop)
+        found.append(loop)
+    return found
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout

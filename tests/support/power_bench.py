@@ -17,11 +17,14 @@ from typing import Any
 from own_machine import MachineFailed, run_machine
 from power_check import allowed_ends, check
 from power_stories import STORIES, Facts, Story, make, open_world, tell, tell_recovery
-from recording_disk import Log, Rest, copy_sparse, make_disk, memory_folder, recording
+from recording_disk import Log, Parts, Rest, copy_sparse, make_disk, memory_folder, recording
 
 TOP = Path("/mnt")
 """Where each machine mounts its device, for itself alone: always the same, as the device holds its own path."""
-FILE_SYSTEMS = {"btrfs": "btrfs", "directories": "ext4"}
+MIB = 2**20
+FILE_SYSTEMS = {"btrfs": "btrfs", "directories": "ext4", "ostree": "ext4", "partitions": "ext4"}
+PARTS = {"partitions": ((0, 416 * MIB), (416 * MIB, 48 * MIB), (464 * MIB, 48 * MIB))}
+"""The main file system, and the two slots; of the other kinds all is on one."""
 
 
 @dataclass
@@ -40,6 +43,10 @@ class Recorded:
     @property
     def log(self) -> Path:
         return self.folder / "log"
+
+    @property
+    def parts(self) -> Parts:
+        return PARTS.get(self.kind, ())
 
     @property
     def points(self) -> list[str]:
@@ -90,17 +97,19 @@ class Bench:
     def record(self, story: Story, kind: str, bug: Callable[[], None] | None = None, options: str = "") -> Recorded:
         """Make the story's device, and tell the story on a recording disk, mounted with `options`, `bug` planted."""
         folder = self._new_folder()
-        base, live, log = folder / "base.img", folder / "live.img", folder / "log"
-        make_disk(base, FILE_SYSTEMS[kind])
-        facts = run_machine(base, TOP, lambda: make(story, TOP, kind), log=folder / "output")
+        base, log = folder / "base.img", folder / "log"
+        parts = PARTS.get(kind, ())
+        make_disk(base, FILE_SYSTEMS[kind], parts)
+        facts = run_machine(base, TOP, lambda: make(story, TOP, kind), parts=parts, log=folder / "output")
 
         def work() -> Facts:
             if bug:
                 bug()
             return tell(story, open_world(story, TOP, kind), facts, log)
 
-        told = self._run_recorded(base, live, log, work, options)
-        return Recorded(story, kind, folder, facts | told)
+        recorded = Recorded(story, kind, folder, facts)
+        recorded.facts |= self._run_recorded(recorded, work, options)
+        return recorded
 
     def record_recovery(self, recorded: Recorded, cut: Cut) -> Recorded:
         """What a cut leaves is started on a recording disk: for a second cut. Raises MachineFailed."""
@@ -115,7 +124,7 @@ class Bench:
         again = Recorded(recorded.story, recorded.kind, folder, facts)
         world = open_world(recorded.story, TOP, recorded.kind)
         work = lambda: tell_recovery(world, facts, again.log)  # noqa: E731
-        again.facts |= self._run_recorded(again.base, folder / "live.img", again.log, work)
+        again.facts |= self._run_recorded(again, work)
         return again
 
     def _new_folder(self) -> Path:
@@ -124,11 +133,14 @@ class Bench:
         folder.mkdir()
         return folder
 
-    def _run_recorded(self, base: Path, live: Path, log: Path, work: Callable[[], Facts], options: str = "") -> Facts:
+    def _run_recorded(self, recorded: Recorded, work: Callable[[], Facts], options: str = "") -> Facts:
+        base, log, live = recorded.base, recorded.log, recorded.folder / "live.img"
         copy_sparse(base, live)
         log.touch()
         with recording(live, log, base.parent) as device:
-            told: Facts = run_machine(device, TOP, work, options=options, log=base.parent / "output")
+            told: Facts = run_machine(
+                device, TOP, work, options=options, parts=recorded.parts, log=base.parent / "output"
+            )
         live.unlink()
         # what the unmounting flushed was not there when the power went
         os.truncate(log, told["marks"][-1]["at"])
@@ -184,9 +196,8 @@ def check_image(recorded: Recorded, image: Path, moment: int, folder: Path) -> l
     """What is wrong with the image of a cut when the log was `moment` long."""
     world = open_world(recorded.story, TOP, recorded.kind)
     try:
-        wrong: list[str] = run_machine(
-            image, TOP, lambda: check(recorded.story, world, recorded.facts, moment), log=folder / "output"
-        )
+        work = lambda: check(recorded.story, world, recorded.facts, moment)  # noqa: E731
+        wrong: list[str] = run_machine(image, TOP, work, parts=recorded.parts, log=folder / "output")
     except MachineFailed as error:
         return [str(error)[-1500:]]
     return wrong

@@ -16,6 +16,7 @@ from otaflow import history
 from otaflow.action import Action
 from otaflow.errors import OtaflowError
 from otaflow.platform.describe import tree_digest
+from otaflow.platform.device import Device
 from otaflow.platform.labels import read_label
 from otaflow.records import read
 
@@ -152,7 +153,19 @@ def look_after(story: Story, world: Any, facts: Facts, allowed: list[str]) -> li
         wrong.append(f"it is not the {' or '.join(allowed)} device{is_other}: {str(nearer)[:600]}")
     if found and device.boot.target() != device.boot.running():
         wrong.append("boot target: another slot runs than starts next")
-    return wrong + look_at_history(story, world, facts, found)
+    wrong += look_at_history(story, world, facts, found)
+    return wrong + (look_at_next_copy(device) if world.kind == "ostree" else [])
+
+
+def look_at_next_copy(device: Device) -> list[str]:
+    """Whether the next update's copy is right, whatever is left of the repository that it goes by."""
+    running, spare = device.boot.running(), device.spare()
+    try:
+        device.slots.copy(running, spare, "next")
+    except (OtaflowError, OSError) as error:
+        return [f"the next copy: {error}"]
+    contents = [tree_digest(device.slots.path(slot), times=True) for slot in (running, spare)]
+    return [] if contents[0] == contents[1] else ["the next copy: it is not like the running slot"]
 
 
 def look_at_history(story: Story, world: Any, facts: Facts, found: list[str]) -> list[str]:
@@ -175,6 +188,13 @@ def look_at_history(story: Story, world: Any, facts: Facts, found: list[str]) ->
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """What is not the same."""
+    """What is not the same; of lists, what only one of them has."""
     names = one.keys() | other.keys()
-    return {name: (one.get(name), other.get(name)) for name in sorted(names) if one.get(name) != other.get(name)}
+    pairs = {name: (one.get(name), other.get(name)) for name in sorted(names)}
+    return {name: _rest(*pair) for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _rest(one: Any, other: Any) -> tuple[Any, Any]:
+    if name_lists := isinstance(one, list) and isinstance(other, list):
+        rest = [item for item in one if item not in other], [item for item in other if item not in one]
+    return rest if name_lists and any(rest) else (one, other)

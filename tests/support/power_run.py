@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from own_machine import MachineFailed
-from power_bench import Bench, Cut, Recorded, Result, matrix_cuts, open_bench, random_cuts
+from power_bench import FILE_SYSTEMS, Bench, Cut, Recorded, Result, matrix_cuts, open_bench, random_cuts
 from power_bugs import BUGS, Bug
 from power_stories import STORIES, Story
 from recording_disk import what_is_missing
@@ -22,6 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 KEPT = Path(__file__).parents[2] / "build/power"
+WHOLE = ("btrfs", "directories")
+"""The storages of every story; the others have the stories in which slots are changed."""
 TWICE, SECOND_CUTS = 2, 12
 """How many cuts of each recording are started on a recording disk, and how often that is cut again."""
 BUG_CUTS = 300
@@ -145,7 +147,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--cuts", type=int, default=5000, help="random cuts, of all stories together")
     parser.add_argument("--story", default="", help=", ".join(STORIES))
-    parser.add_argument("--kind", default="", help="btrfs or directories")
+    parser.add_argument("--kind", default="", help=", ".join(FILE_SYSTEMS))
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--again", type=Path, help="a kept recording")
     parser.add_argument("--cut", default="", help="NUMBER:SEED of it")
@@ -157,8 +159,8 @@ def main() -> None:
     if asked.again:
         sys.exit(not again(asked.again, asked.cut, console))
     stories = [STORIES[asked.story]] if asked.story else list(STORIES.values())
-    kinds = [asked.kind] if asked.kind else ["btrfs", "directories"]
-    places = [(story, kind) for story in stories for kind in kinds]
+    kinds = [asked.kind] if asked.kind else list(FILE_SYSTEMS)
+    places = [(story, kind) for story in stories for kind in kinds if kind in WHOLE or story.of_slots]
     one = asked.cuts == 1 and len(stories) == 1
     with open_bench(asked.jobs) as bench:
         run = Run(bench, asked.seed, console)

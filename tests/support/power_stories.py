@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from app_world import ADD_AUTHOR, LightWorld, build_system
-from own_machine import begin_boot
+from own_machine import DEVICES, begin_boot
 from power_transfer import tell_transfers
-from update_world import FAILING, SICK, Packages, World
+from update_world import FAILING, SICK, Packages, Picture, World
 
 from otaflow import fault
 from otaflow.action import Action
@@ -27,6 +27,7 @@ from otaflow.cli.view import View
 from otaflow.errors import OtaflowError, Restarting
 from otaflow.platform.describe import tree_digest
 from otaflow.platform.labels import read_label
+from otaflow.platform.ostree import FOLDER as REPOSITORY
 from otaflow.platform.sandbox import enforced
 from otaflow.ucm.states import RESTING
 
@@ -51,6 +52,17 @@ class SystemWorld(World):
     def world(self) -> World:
         return self
 
+    def configure(self, more: str = "") -> None:
+        devices = [str(DEVICES / number) for number in ("1", "2")]
+        super().configure(f"devices = {json.dumps(devices)}\n{more}" if self.kind == "partitions" else more)
+
+    def picture(self) -> Picture:
+        """Both slots are looked into; OSTree's repository is derived, and not."""
+        slots = self.device().slots
+        for name in slots.names:
+            slots.path(name)
+        return {name: value for name, value in super().picture().items() if not name.startswith(f"slots/{REPOSITORY}")}
+
 
 @dataclass
 class Story:
@@ -70,6 +82,11 @@ class Story:
     """Whether databases beside otaflow are written all the while: Prefect's server's, and an application's."""
     restarts: bool = False
     """Whether the machine really restarts, and the switch of the initial RAM disk chooses the slot."""
+
+    @property
+    def of_slots(self) -> bool:
+        """Whether slots are changed, and nothing else is tried."""
+        return not (self.applications or self.beside or self.restarts or "transfer" in self.calls)
 
 
 def light(world: LightWorld, sql: str = ADD_AUTHOR, **more: Any) -> Action:
@@ -171,7 +188,7 @@ def survey(world: Any) -> dict[str, Any]:
     names = set()
     for folder, folders, files in os.walk(world.root):
         inside = str(Path(folder).relative_to(world.root))
-        if inside in ("data", "nvm/services", "nvm/logs"):
+        if inside in ("data", "nvm/services", "nvm/logs", f"slots/{REPOSITORY}"):
             folders.clear()
             continue
         names.update(
@@ -192,6 +209,7 @@ def _comes_and_goes(name: str) -> bool:
     """Folders that are made when first needed, and what tells of the past."""
     return (name.startswith(("./nvm", "nvm/")) and "reserve" not in name) or name in (
         "slots/.kept",
+        f"slots/{REPOSITORY}",
         "cache/extracted",
         "./dumps",
     )

@@ -15,7 +15,7 @@ import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,9 @@ FORMAT = {
     "btrfs": ["mkfs.btrfs", "-q", "-m", "single"],
     "ext4": ["mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0"],
 }
+DISK = 512 * 2**20
+Parts = Sequence[tuple[int, int]]
+"""Where each part of a disk begins, and how long it is, in bytes."""
 
 
 def what_is_missing() -> str:
@@ -111,7 +114,7 @@ class Rest:
         with image.open("r+b") as disk:
             for entry in log.entries[last + 1 : number]:
                 if chance.random() < share:
-                    torn = share < 1 and entry.length > SECTOR and chance.random() < 0.25
+                    torn = share < 1 and entry.length >= 2 * SECTOR and chance.random() < 0.25
                     length = SECTOR * chance.randrange(1, entry.length // SECTOR) if torn else entry.length
                     os.pwrite(disk.fileno(), log.data(entry, length), entry.offset)
         return image
@@ -146,11 +149,15 @@ def memory_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def make_disk(image: Path, kind: str, size: int = 512 * 2**20) -> None:
-    """An empty file system of `kind` in the sparse file `image`."""
+def make_disk(image: Path, kind: str, parts: Parts = ()) -> None:
+    """An empty file system of `kind` in the sparse file `image`, or one in each of the `parts` of the disk."""
     with image.open("wb") as file:
-        file.truncate(size)
-    subprocess.run([*FORMAT[kind], image], check=True, stdout=subprocess.DEVNULL)
+        file.truncate(DISK)
+    if not parts:
+        subprocess.run([*FORMAT[kind], image], check=True, stdout=subprocess.DEVNULL)
+    for start, size in parts:
+        where = ["-E", f"offset={start}", image, f"{size // 1024}k"]
+        subprocess.run([*FORMAT[kind], *where], check=True, stdout=subprocess.DEVNULL)
 
 
 @contextmanager
