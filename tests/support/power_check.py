@@ -5,10 +5,24 @@ looked at again.
 """
 
 import contextlib
+import sqlite3
 import zlib
+from pathlib import Path
 from typing import Any
 
-from power_stories import Beside, Facts, Marks, Story, client_calls, outcome, plain, quicken, resolutions, survey
+from power_stories import (
+    Beside,
+    Facts,
+    Story,
+    client_calls,
+    outcome,
+    plain,
+    prefect_home,
+    quicken,
+    resolutions,
+    survey,
+    telling_prefect,
+)
 from power_stories import start as start_machine
 from power_transfer import look_at_transfers
 
@@ -23,11 +37,16 @@ from otaflow.records import read
 NEW, OLD = "new", "old"
 
 
-def check(story: Story, world: Any, facts: Facts, moment: int, *, marks: Marks | None = None) -> list[str]:
-    """What is wrong with the device after a power cut when the log was `moment` long; empty where nothing is."""
+def check(story: Story, world: Any, facts: Facts, moment: int, *, tells: bool = False) -> list[str]:
+    """What is wrong with the device after a power cut when the log was `moment` long; empty where nothing is.
+
+    `tells`: also whether a server of Prefect's that starts on what is left of its database can be told all of it.
+    """
     if "transfer" in story.calls:
         return look_at_transfers(world.device(), facts["marks"], moment)
     wrong = look_before(world, facts, moment)
+    if story.in_prefect:
+        wrong += look_at_database(prefect_home(world) / "prefect.db")
     if any(one.startswith(("boot target", "journal")) for one in wrong):
         return wrong  # nothing can start from this
     allowed = [end for end in (NEW, OLD) if end in allowed_ends(story, facts, moment)]
@@ -35,7 +54,8 @@ def check(story: Story, world: Any, facts: Facts, moment: int, *, marks: Marks |
         start(story, world, facts)
     except Exception as error:
         return [*wrong, f"start: {type(error).__name__}: {error}"]
-    return wrong + look_after(story, world, facts, allowed)
+    wrong += look_after(story, world, facts, allowed)
+    return wrong + (look_at_prefect(world) if story.in_prefect and tells else [])
 
 
 # --- as the boot loader finds it --------------------------------------------------------------------------------------
@@ -81,6 +101,24 @@ def look_at_records(world: Any, facts: Facts, moment: int) -> list[str]:
     if passed and passed[-1]["name"] == "?answered" and resolutions(world, facts) != passed[-1]["resolutions"]:
         wrong.append("acknowledged: the history lost the end that was answered")
     return wrong
+
+
+def look_at_database(path: Path) -> list[str]:
+    """Whether a SQLite database is whole; with `synchronous = NORMAL` it may have lost its last commits."""
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        said = database.execute("PRAGMA integrity_check").fetchone()[0]
+        return [f"{path.name} is damaged: {said}"] if said != "ok" else []
+
+
+def look_at_prefect(world: Any) -> list[str]:
+    """Whether Prefect learns what it does not know: its server starts, and the session is as it is."""
+    try:
+        with telling_prefect(world):
+            pass
+    except Exception as error:
+        return [f"Prefect: {type(error).__name__}: {error}"]
+    untold = len(world.device().journal.untold())
+    return [f"Prefect: {untold} transitions are not told to it"] if untold else []
 
 
 # --- as it goes on ----------------------------------------------------------------------------------------------------

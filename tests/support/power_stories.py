@@ -10,7 +10,8 @@ import os
 import sqlite3
 import subprocess
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from otaflow.platform.describe import tree_digest
 from otaflow.platform.labels import read_label
 from otaflow.platform.ostree import FOLDER as REPOSITORY
 from otaflow.platform.sandbox import enforced
+from otaflow.prefect_server import home_environment
+from otaflow.records import decode
 from otaflow.ucm.states import RESTING
 
 Facts = dict[str, Any]
@@ -82,11 +85,14 @@ class Story:
     """Whether databases beside otaflow are written all the while: Prefect's server's, and an application's."""
     restarts: bool = False
     """Whether the machine really restarts, and the switch of the initial RAM disk chooses the slot."""
+    in_prefect: bool = False
+    """Whether it is told to a server of Prefect's, whose database is on the same disk."""
 
     @property
     def of_slots(self) -> bool:
         """Whether slots are changed, and nothing else is tried."""
-        return not (self.applications or self.beside or self.restarts or "transfer" in self.calls)
+        others = self.applications or self.beside or self.restarts or self.in_prefect
+        return not others and "transfer" not in self.calls
 
 
 def light(world: LightWorld, sql: str = ADD_AUTHOR, **more: Any) -> Action:
@@ -109,6 +115,7 @@ STORIES = {
         Story("backup", lambda world: [world.action("backup")], turn="flip_slot"),
         Story("snapshot", lambda world: [world.action("snapshot")], turn="restore_main"),
         Story("update beside databases", lambda world: [world.up()], turn="flip_slot", beside=True),
+        Story("update in Prefect", lambda world: [world.up()], turn="flip_slot", in_prefect=True),
         Story("transfer", lambda world: [], calls=("transfer",)),
         Story("restarting update", lambda world: [world.up()], turn="flip_slot", restarts=True),
         Story("restarting sick update", lambda world: [world.up(world.packages.make(health=SICK))], restarts=True),
@@ -160,6 +167,9 @@ def make(story: Story, top: Path, kind: str) -> Facts:
         world.packages.folder.mkdir()
         world.make()
         world.configure(story.more + ('[boot]\nrestart = ["true"]\n' if story.restarts else ""))
+    if story.in_prefect:
+        with telling_prefect(world):
+            pass  # its database is there
     facts: Facts = {"actions": [action.record() for action in story.choose(world)]}
     device = world.device()
     facts["running"] = device.boot.running()
@@ -292,9 +302,20 @@ class Marks:
             self.contents |= contents(self.world)
         facts: Facts = {"rows": self.beside.write(name)} if self.beside else {}
         if name.endswith((".after", ".done")):
-            journal = (self.world.root / "nvm/journal").read_bytes()
+            journal = promised((self.world.root / "nvm/journal").read_bytes())
             facts["journal"] = [len(journal), zlib.crc32(journal)]
         self.note(name, **facts)
+
+
+def promised(journal: bytes) -> bytes:
+    """The journal without the last notes that are not made durable: what Prefect was told, which it can be asked."""
+    lines = journal.splitlines(keepends=True)
+    while lines and (record := decode(lines[-1].rstrip(b"\n"))) and record.keys() - {"kind"} <= NOT_PROMISED:
+        lines.pop()
+    return b"".join(lines)
+
+
+NOT_PROMISED = {"of", "run", "place", "shown", "phase_run", "phase_ended", "event"}
 
 
 def tell(story: Story, world: Any, facts: Facts, log: Path) -> Facts:
@@ -334,7 +355,7 @@ def tell_recovery(world: Any, facts: Facts, log: Path) -> Facts:
 def _do(story: Story, world: Any, facts: Facts, marks: Marks) -> None:
     actions = [Action(**action) for action in facts["actions"]]
     restarted = False
-    with world.ucm() as ucm:
+    with telling_prefect(world) if story.in_prefect else world.ucm() as ucm:
         if not story.calls:
             for action in actions:
                 ucm.process(action, unattended=True)
@@ -369,6 +390,22 @@ def switch(world: Any) -> None:
         index = device.config.path(device.config.boot.index)
         slots = device.slots.path(device.slots.names[0]).parent
         subprocess.run(["sh", SWITCH, index, slots, *device.slots.names], check=True)
+
+
+@contextmanager
+def telling_prefect(world: Any) -> Iterator[Any]:
+    """The update manager with a server of Prefect's own, which is started here; `prefect_home` has its database."""
+    os.environ.update(home_environment(prefect_home(world)))
+    from otaflow.cli.common import working
+
+    with working(world.device(), view=False) as (ucm, runs):
+        assert runs, "Prefect's server did not come up"
+        yield ucm
+
+
+def prefect_home(world: Any) -> Path:
+    """Where Prefect's database and results are, beside the device."""
+    return Path(world.folder, "prefect")
 
 
 def client_calls(ucm: Any, call: str, actions: list[Action]) -> None:
