@@ -124,6 +124,11 @@ class PrefectRuns:
             return None  # it is being told anew
         if found is None or (found.name, found.type) == (expected.name, expected.type):
             return None
+        with self._talking:
+            lost = self.telling.tell_again(session, found)
+        if lost:
+            self._due.set()
+            return None
         state = State(transition["to"])
         if found.type in (StateType.CANCELLING, StateType.CANCELLED):
             return "Cancel", state
@@ -226,9 +231,10 @@ class PrefectRuns:
                 return
 
     def _look(self) -> bool:
-        """Once: whether Prefect still knows the session that goes on."""
+        """Once: whether Prefect still knows what it was told."""
         with self._talking:
             self.telling.look_for_session()
+            self.telling.look_for_phases()
         return True
 
     def _tell(self) -> None:

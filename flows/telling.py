@@ -15,6 +15,13 @@ from uuid import UUID
 from prefect import Flow, flow, task
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import FlowRunCreate, LogCreate
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    FlowRunFilterTags,
+)
 from prefect.client.schemas.objects import FlowRun, FlowRunPolicy, StateType
 from prefect.client.schemas.objects import State as RunState
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
@@ -40,6 +47,8 @@ TYPES = {
     State.CLEANING_UP: StateType.RUNNING,
 }
 """Prefect's type for each UCM state; Idle ends the run, and its type says how."""
+LOST = 50
+"""So many runs that were left open are closed at a start."""
 CUT_OFF = "it was cut off, or Prefect's API was away at its end; the session's log says how the device went on"
 
 
@@ -112,14 +121,40 @@ class Telling:
         return bool(self._states or self.journal.untold() or self._cut_off())
 
     def look_for_session(self) -> None:
-        """A session whose run Prefect has lost is told it again, from its beginning."""
+        """A session whose run Prefect has lost is told it again, from its beginning; one that is over stays lost."""
         session = self.journal.session
         run = session.notes.get("run")
-        if self.journal.state is not State.IDLE and run:
-            try:
-                self.client.read_flow_run(UUID(run))
-            except ObjectNotFound:
+        if not run:
+            return
+        try:
+            self.tell_again(session, self.client.read_flow_run(UUID(run)).state)
+        except ObjectNotFound:
+            if self.journal.state is not State.IDLE:
                 self.forget(session, run)
+
+    def tell_again(self, session: Session, found: RunState[Any] | None) -> bool:
+        """Whether the run shows a state that the session has left, as Prefect was told: then the rest is due again.
+
+        Prefect has lost its last commits, as its SQLite database may in a power cut. No button makes such a state.
+        """
+        told = [State(transition["to"]) for transition in session.transitions[: session.shown]]
+        if not found or found.name not in told or found.name == told[-1]:
+            return False
+        last = max(place for place, state in enumerate(told) if state == found.name)
+        log.warning("Prefect has lost what followed %s: it is told again", found.name)
+        self.journal.note(durable=False, of=session.id, shown=last + 1)
+        return True
+
+    def look_for_phases(self) -> None:
+        """Close the phases' runs whose end Prefect was told and has lost: nobody runs them any more."""
+        tags = FlowRunFilterTags(all_=["otaflow", f"device:{self.name}"])
+        open_ = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING]))
+        alone = FlowRunFilterDeploymentId(is_null_=True)  # not a session's run, and none of the deployed flows'
+        found = self.client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(tags=tags, state=open_, deployment_id=alone), limit=LOST
+        )
+        for run in {str(one.id) for one in found} - self._running - set(self.journal.phase_runs):
+            self._close_cut_off(run)
 
     def forget(self, session: Session, run: str) -> None:
         """Prefect has lost the session's run."""

@@ -120,3 +120,48 @@ def test_killed_with_prefect(named: World, signed: Signed, agents: Any, api: Api
     api.wait_for(named, "Idle", "CANCELLED" if state == "Processing" else "FAILED")
     assert agent.kill(signal.SIGTERM) == 0
     api.wait_until_none_runs(named)
+
+
+def test_what_prefect_lost_in_a_power_cut_is_no_button(named: World, signed: Signed, agents: Any, api: Api) -> None:
+    """Its database may lose its last commits: a run that is in an earlier state again was not resumed by anybody."""
+    agent = agents.start(named, **api.environment)
+    client = agent.client
+    client.process_sw_package(client.transfer(signed.path("good")))
+    api.wait_for(named, "Ready", "PAUSED")
+    api.lose(api.runs(named)[-1]["id"], "Processing")
+    api.wait_for(named, "Ready", "PAUSED")
+    assert agent.wait_for("Ready")
+    client.activate()
+    api.wait_for(named, "Activated", "PAUSED")
+    assert agent.kill(signal.SIGTERM) == 0
+    api.lose(api.runs(named)[-1]["id"], "Activating")
+    agent = agents.start(named, **api.environment)
+    api.wait_for(named, "Activated", "PAUSED")
+    assert agent.wait_for("Activated")
+    states = api.states(named)
+    assert [states.count(name) for name in ("Ready", "Verifying", "Activated")] == [2, 2, 2]
+    agent.client.finish()
+    api.wait_for(named, "Idle", "COMPLETED")
+    assert agent.kill(signal.SIGTERM) == 0
+
+
+def test_the_end_that_prefect_lost_is_told_again(named: World, signed: Signed, agents: Any, api: Api) -> None:
+    """Left as it is, the session and its last phase would be seen as running for ever."""
+    agent = agents.start(named, **api.environment)
+    client = agent.client
+    client.process_sw_package(client.transfer(signed.path("good")))
+    client.activate()
+    agent.wait_for("Activated")
+    client.finish()
+    api.wait_for(named, "Idle", "COMPLETED")
+    assert agent.kill(signal.SIGTERM) == 0
+    api.wait_until_none_runs(named)
+    api.lose(api.runs(named)[-1]["id"], "Cleaning-Up")
+    phase = api.phases(named)[-1]["id"]
+    api.lose(phase, "Running")
+    agent = agents.start(named, **api.environment)
+    api.wait_for(named, "Idle", "COMPLETED")
+    api.wait_until_none_runs(named)
+    assert api.phases(named)[-1]["id"] == phase
+    assert api.phases(named)[-1]["state"]["name"] == "Crashed"
+    assert agent.kill(signal.SIGTERM) == 0

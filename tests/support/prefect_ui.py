@@ -103,6 +103,16 @@ class Api:
         run = self.runs(world)[-1]["id"]
         self.ask(f"flow_runs/{run}/set_state", {"state": {"type": kind, "name": name}, "force": False})
 
+    def lose(self, run: str, name: str) -> None:
+        """What Prefect's database in a power cut does: the run is in a state that it was in before."""
+        self.ask(f"flow_runs/{run}/set_state", {"state": {"type": "RUNNING", "name": name}, "force": True})
+
+    def phases(self, world: World) -> list[dict[str, Any]]:
+        """The phases' runs of the device, the oldest first."""
+        runs = {"tags": {"all_": ["otaflow", f"device:{name_of(world)}"]}, "deployment_id": {"is_null_": True}}
+        found: list[dict[str, Any]] = self.ask("flow_runs/filter", {"flow_runs": runs, "sort": "START_TIME_ASC"})
+        return found
+
     def cancel(self, world: World) -> None:
         self.press(world, "CANCELLING", "Cancelling")
 
