@@ -69,8 +69,9 @@ class Boots:
         return self._boot_id.read_text().strip()
 
     def count(self) -> int:
-        """How many starts were counted."""
-        return self._read().count
+        """How many starts there were, with the present one, whether it could be counted yet or not."""
+        counted = self._read()
+        return counted.count + (counted.boot_id != self.boot_id)
 
     def note_boot(self) -> int:
         """Count the present boot, once, and note how the one before it ended; how many there were."""

@@ -80,11 +80,19 @@ def read_slot_journal(slot: Path, running: Path = Path("/")) -> list[str]:
     if folder is None:
         return [f"there is no journal in {slot}: the slot did not come far enough, or keeps it elsewhere"]
     other = _find_folder(running)
-    known = _list_boots(other) if other else []
-    own = [boot for boot in _list_boots(folder) if boot not in known]
+    try:
+        own = own_boots(_list_boots(folder), _list_boots(other) if other else [])
+    except CommandFailed as error:
+        return [*read_journal(folder=folder), f"(this may be a boot of the former system: {error})"]
     if not own:
         return [f"there is no boot of its own in the journal in {slot}: the slot did not come far enough"]
     return read_journal(own[-1], folder=folder)
+
+
+def own_boots(boots: list[str], others: list[str]) -> list[str]:
+    """What follows the last boot that the other journal has, too; that may have let go of older ones."""
+    common = [place for place, boot in enumerate(boots) if boot in others]
+    return boots[common[-1] + 1 :] if common else boots
 
 
 def _find_folder(root: Path) -> Path | None:
@@ -93,8 +101,12 @@ def _find_folder(root: Path) -> Path | None:
 
 def _list_boots(folder: Path) -> list[str]:
     """The ids of the boots of which there is a journal, the newest one last."""
-    found = (BOOT.match(line) for line in _call_journalctl(["--list-boots", "--quiet", "--no-pager"], folder))
-    return [boot[1] for boot in found if boot]
+    return find_boots(_call_journalctl(["--list-boots", "--quiet", "--no-pager"], folder))
+
+
+def find_boots(lines: Lines) -> list[str]:
+    """The ids in what `journalctl --list-boots` says."""
+    return [boot[1] for boot in map(BOOT.match, lines) if boot]
 
 
 def _call_journalctl(options: list[str], folder: Path | None) -> list[str]:

@@ -53,11 +53,10 @@ class DeviceLock:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        record = f"{os.getpid()} {start_time(os.getpid())}\n".encode()
         try:
             self._take(fd, wait)
-            record = f"{os.getpid()} {start_time(os.getpid())}\n".encode()
-            os.pwrite(fd, record, 0)  # over the former one, whose room it has: on a full disk there is no other
-            os.ftruncate(fd, len(record))
+            _write_record(fd, record)
         except BaseException:
             os.close(fd)
             raise
@@ -140,6 +139,17 @@ def _try_lock(fd: int) -> bool:
             return False
         raise
     return True
+
+
+def _write_record(fd: int, record: bytes) -> None:
+    """Over the former one, whose room it has. On a full btrfs there is none: then no record, rather than a wrong one."""
+    try:
+        os.pwrite(fd, record, 0)
+        os.ftruncate(fd, len(record))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        os.ftruncate(fd, 0)
 
 
 def _read_record(fd: int) -> Owner | None:

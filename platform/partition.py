@@ -125,9 +125,16 @@ def _find_loops(image: Path) -> list[Path]:
     for record in Path("/sys/block").glob("loop*/loop/backing_file"):
         loop = Path("/dev", record.parts[3])
         with suppress(OSError):
-            if _read_backing_file(loop) == (seen.st_dev, seen.st_ino):
+            if _is_backed_by(loop, record, image, seen):
                 found.append(loop)
     return found
+
+
+def _is_backed_by(loop: Path, record: Path, image: Path, seen: os.stat_result) -> bool:
+    try:
+        return _read_backing_file(loop) == (seen.st_dev, seen.st_ino)
+    except PermissionError:  # who is not root may look at slots that are mounted
+        return os.path.samefile(record.read_text().rstrip("\n"), image)
 
 
 def _read_backing_file(loop: Path) -> tuple[int, int]:

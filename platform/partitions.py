@@ -95,7 +95,8 @@ class PartitionSlots:
         if self._writing(target) == kept:
             self._trees.remove(aside)
             self._end(target)
-        unfinished(self._marker(target)).unlink(missing_ok=True)
+        if os.path.lexists(left := unfinished(self._marker(target))):  # else the disk need not be writable
+            left.unlink()
 
     def forget(self, kept: str) -> None:
         self._trees.remove(self._aside(kept))

@@ -54,12 +54,12 @@ def find_named_slot(slots: Collection[str], *, command_line: Path = COMMAND_LINE
 
 
 def detect_slot(slots: Mapping[str, Path], detect: Detect) -> str:
-    """The running slot. OtaflowError when neither the root file system nor the command line names one."""
+    """The running slot. OtaflowError when neither the root file system, the switch nor the command line names one."""
     slot = detect(slots)
     if slot is None:
         raise OtaflowError(
-            f"cannot tell which slot runs: neither the root file system nor the kernel's command line is one of "
-            f"{' and '.join(slots)}",
+            f"cannot tell which slot runs: neither the root file system, nor {STARTED}, nor the kernel's command line "
+            f"is one of {' and '.join(slots)}",
             hint="have the boot loader start the slots, with otaflow.slot=NAME on the command line",
         )
     return slot

@@ -46,10 +46,7 @@ class Trial:
 
 
 def count_boot(device: Device) -> None:
-    """Count this start, once. On a full disk it waits, where nothing is going on: the count is asked for in sessions.
-
-    Raises OSError.
-    """
+    """Count this start, once. On a full disk that waits, where nothing is going on. Raises OSError."""
     try:
         device.boots.note_boot()
     except OSError as error:

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from otaflow.errors import CommandFailed
-from otaflow.platform.flight_recorder import FILES, SECTION_BYTES, SECTIONS, FlightRecorder, read_slot_journal
+from otaflow.platform.flight_recorder import (
+    FILES,
+    SECTION_BYTES,
+    SECTIONS,
+    FlightRecorder,
+    find_boots,
+    own_boots,
+    read_slot_journal,
+)
 
 
 def test_sections_of_a_session(tmp_path: Path) -> None:
@@ -55,3 +63,26 @@ def test_what_cannot_be_read_stops_nothing(error: Exception, tmp_path: Path) -> 
 def test_a_slot_without_a_journal_says_so(tmp_path: Path) -> None:
     [line] = read_slot_journal(tmp_path)
     assert line.startswith(f"there is no journal in {tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("boots", "others", "own"),
+    [
+        ("1 2 3 4", "1 2", "3 4"),
+        ("1 2 3 4", "2 5", "3 4"),
+        ("1 2", "2 3", ""),
+        ("1 2", "1 2", ""),
+        ("1 2", "", "1 2"),
+        ("", "1", ""),
+    ],
+)
+def test_a_slot_has_the_journal_of_the_system_that_it_is_a_copy_of(boots: str, others: str, own: str) -> None:
+    assert own_boots(boots.split(), others.split()) == own.split()
+
+
+def test_the_boots_are_found_with_and_without_a_title() -> None:
+    """As systemd 252 and 257 write them."""
+    first, second = "0f" * 16, "a1" * 16
+    old = [f"-1 {first} Sun 2026-11-22 10:00:00 UTC—Sun 2026-11-22 10:01:00 UTC", f" 0 {second} Sun 2026"]
+    new = ["IDX BOOT ID                          FIRST ENTRY                 LAST ENTRY", *old]
+    assert find_boots(old) == find_boots(new) == [first, second]

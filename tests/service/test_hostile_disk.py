@@ -91,20 +91,19 @@ BACK = [f"undo.{name}.before" for name in ("run_update_program", "flip_slot", "r
 """What brings the system, its configuration, the boot target, the files and the data back."""
 
 
-@pytest.fixture(scope="module")
-def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A small ext4 of its own, in memory."""
-    top = tmp_path_factory.mktemp("disk")
+@contextmanager
+def small_disk(top: Path, command: list[str], size: int) -> Iterator[Path]:
+    """A small file system of its own, in memory, made by `command`; `size` in bytes."""
     ram, small = top / "ram", top / "small"
     ram.mkdir()
     small.mkdir()
     mounts: list[Path] = []
     try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", ram], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size + 16 * MIB}", "tmpfs", ram], check=True)
         mounts.append(ram)
         with (ram / "image").open("wb") as file:
-            file.truncate(64 * MIB)
-        subprocess.run(["mkfs.ext4", "-q", "-m", "0", ram / "image"], check=True)
+            file.truncate(size)
+        subprocess.run([*command, ram / "image"], check=True)
         subprocess.run(["mount", "-o", "loop,noatime", ram / "image", small], check=True)
         mounts.append(small)
         yield small
@@ -112,6 +111,13 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for mount in reversed(mounts):
             # lazily: a program of another test may have been given a copy of all mounts
             subprocess.run(["umount", "--lazy", mount], check=True)
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A small ext4."""
+    with small_disk(tmp_path_factory.mktemp("disk"), ["mkfs.ext4", "-q", "-m", "0"], 64 * MIB) as small:
+        yield small
 
 
 @pytest.fixture
@@ -276,7 +282,19 @@ STARTS = {"the agent": start_agent, "recover": call("recover"), "status": call("
 
 @pytest.mark.parametrize("begin", STARTS.values(), ids=STARTS)
 def test_a_start_on_a_full_disk(world: LightWorld, begin: Callable[[LightWorld], None]) -> None:
-    """Where nothing is going on, the device comes up all the same, and the start is counted once there is room."""
+    starts_on_a_full_disk(world, begin)
+
+
+@pytest.mark.btrfs
+@pytest.mark.parametrize("begin", STARTS.values(), ids=STARTS)
+def test_a_start_on_a_full_btrfs(tmp_path: Path, quick: None, begin: Callable[[LightWorld], None]) -> None:
+    """What is written over takes room there, too."""
+    with small_disk(tmp_path, ["mkfs.btrfs", "-q", "--mixed"], 128 * MIB) as small, light_world(small / "w") as world:
+        starts_on_a_full_disk(world, begin)
+
+
+def starts_on_a_full_disk(world: LightWorld, begin: Callable[[LightWorld], None]) -> None:
+    """Where nothing is going on, the device comes up all the same, and the start is written down once there is room."""
     start_agent(world)  # its folders are there
     boots = world.device().boots.count()
     counter, ballast = world.root / "nvm" / "boots.json", world.folder.parent / "ballast"
@@ -284,7 +302,8 @@ def test_a_start_on_a_full_disk(world: LightWorld, begin: Callable[[LightWorld],
     try:
         fill(ballast)
         begin(world)
-        assert world.device().boots.count() == boots
+        assert json.loads(counter.read_text())["boot_id"] == "the one before"
+        assert world.device().boots.count() == boots + 1
     finally:
         ballast.unlink()
         os.sync()

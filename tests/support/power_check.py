@@ -5,7 +5,9 @@ looked at again.
 """
 
 import contextlib
+import shutil
 import sqlite3
+import tempfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -104,10 +106,20 @@ def look_at_records(world: Any, facts: Facts, moment: int) -> list[str]:
 
 
 def look_at_database(path: Path) -> list[str]:
-    """Whether a SQLite database is whole; with `synchronous = NORMAL` it may have lost its last commits."""
-    with contextlib.closing(sqlite3.connect(path)) as database:
-        said = database.execute("PRAGMA integrity_check").fetchone()[0]
-        return [f"{path.name} is damaged: {said}"] if said != "ok" else []
+    """Whether Prefect's database is whole; with `synchronous = NORMAL` it may have lost its last commits.
+
+    A copy is looked at: the server is to find what the power cut left.
+    """
+    with tempfile.TemporaryDirectory(prefix="otaflow-test-") as folder:
+        for part in path.parent.glob(f"{path.name}*"):
+            shutil.copy(part, folder)
+        try:
+            with contextlib.closing(sqlite3.connect(f"file:{folder}/{path.name}?mode=rw", uri=True)) as database:
+                said = database.execute("PRAGMA integrity_check").fetchone()[0]
+                database.execute("SELECT count(*) FROM flow_run").fetchone()
+        except sqlite3.Error as error:
+            said = f"{type(error).__name__}: {error}"
+    return [f"{path.name} is damaged: {said}"] if said != "ok" else []
 
 
 def look_at_prefect(world: Any) -> list[str]:
@@ -117,8 +129,12 @@ def look_at_prefect(world: Any) -> list[str]:
             pass
     except Exception as error:
         return [f"Prefect: {type(error).__name__}: {error}"]
-    untold = len(world.device().journal.untold())
-    return [f"Prefect: {untold} transitions are not told to it"] if untold else []
+    if untold := len(world.device().journal.untold()):
+        return [f"Prefect: {untold} sessions are not told to their ends"]
+    with contextlib.closing(sqlite3.connect(prefect_home(world) / "prefect.db")) as database:
+        ended = "('COMPLETED', 'CANCELLED', 'FAILED', 'CRASHED')"
+        runs = f"SELECT name, state_name FROM flow_run WHERE state_type NOT IN {ended}"
+        return [f"Prefect: {name} is {state} for ever" for name, state in database.execute(runs)]
 
 
 # --- as it goes on ----------------------------------------------------------------------------------------------------

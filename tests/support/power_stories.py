@@ -310,12 +310,16 @@ class Marks:
 def promised(journal: bytes) -> bytes:
     """The journal without the last notes that are not made durable: what Prefect was told, which it can be asked."""
     lines = journal.splitlines(keepends=True)
-    while lines and (record := decode(lines[-1].rstrip(b"\n"))) and record.keys() - {"kind"} <= NOT_PROMISED:
+    while lines and _is_not_promised(decode(lines[-1].rstrip(b"\n")) or {}):
         lines.pop()
     return b"".join(lines)
 
 
 NOT_PROMISED = {"of", "run", "place", "shown", "phase_run", "phase_ended", "event"}
+
+
+def _is_not_promised(record: dict[str, Any]) -> bool:
+    return record.get("kind") == "note" and record.keys() - {"kind"} <= NOT_PROMISED
 
 
 def tell(story: Story, world: Any, facts: Facts, log: Path) -> Facts:

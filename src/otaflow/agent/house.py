@@ -17,7 +17,7 @@ from otaflow.flows.retention import retention
 from otaflow.recovery import carry_on, recover
 from otaflow.service import Ucm, Work
 from otaflow.transfer.store import Transfers
-from otaflow.trial import put_target_right
+from otaflow.trial import count_boot, put_target_right
 from otaflow.ucm.states import State
 
 log = logging.getLogger("otaflow.agent")
@@ -102,6 +102,7 @@ class House:
             self._try_again(now)
             self._expire()
             self._retain(datetime.now(UTC))
+            count_boot(self.ucm.device)  # where the disk was full at the start
         self._look_after(now)
 
     def _retain(self, now: datetime) -> None:

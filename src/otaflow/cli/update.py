@@ -158,7 +158,7 @@ def recover(
         return
     from otaflow.trial import count_boot, must_recover
 
-    count_boot(device)
+    count_boot(Device(device.config))
     # read without the lock: the UCM itself is loaded only where there is work for it, and reads it anew
     idle = not must_recover(Device(device.config))
     problem = _arrange_services(Device(device.config)) if device.config.services.kind == "systemd" else ""
