@@ -142,7 +142,7 @@ def _try_lock(fd: int) -> bool:
 
 
 def _write_record(fd: int, record: bytes) -> None:
-    """Over the former one, whose room it has. A full btrfs has none: then there is no record, rather than a wrong one."""
+    """Over the former one, whose room it has. A full btrfs has none: then no record is better than a wrong one."""
     try:
         os.pwrite(fd, record, 0)
         os.ftruncate(fd, len(record))
