@@ -15,6 +15,7 @@ from typing import Any
 
 from cycle_figures import Figures, measure, own_memory
 from cycle_machine import CycleInside, until
+from switch import counted_starts
 
 from otaflow import history
 
@@ -115,7 +116,7 @@ class Cycles:
         world.number = number
         before, content = world.starts_made, world.system_content()
         known = len(world.device().history.read())
-        world.boots_at_begin = world.device().boots.count()
+        world.boots_at_begin = counted_starts(world.device())
         self._agent = 0
         self._begin(kind, number, bug)
         world.settle(self._at_start(kind))
@@ -168,7 +169,7 @@ class Cycles:
         """The health check of this boot has begun."""
         device = self.world.device()
         trial = device.journal.session.notes.get("trial", {})
-        return bool(trial.get("begun")) and trial.get("boot") == device.boots.count()
+        return bool(trial.get("begun")) and trial.get("boot") == counted_starts(device)
 
     def _start_agent(self) -> None:
         """Start it as at boot, and measure it as soon as it answers."""

@@ -21,7 +21,7 @@ import psutil
 from app_machine import JOB, SystemInside
 from app_world import SYSTEM
 from machine import PROJECT
-from switch import choose_root
+from switch import choose_root, counted_starts
 
 from otaflow.action import Action
 from otaflow.package.build import build
@@ -205,7 +205,7 @@ class CycleInside(SystemInside):
         device = self.device()
         if device.journal.state != "Idle" or device.boot.tries_left() is not None:
             return False
-        return "status " in self.said() or device.boots.count() > self.boots_at_begin
+        return "status " in self.said() or counted_starts(device) > self.boots_at_begin
 
     boots_at_begin = 0
 

@@ -1,5 +1,6 @@
 """The switch of deployments/initrd as a program: it chooses the slot that a machine, or a test, starts next."""
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -32,3 +33,8 @@ def choose_root(device: Device) -> Path:
     """The root folder that `device` starts from next: `machine.root = choose_root(device)` before each boot."""
     slots = device.slots
     return slots.path(choose_slot(device.boot_file, slots.path(slots.names[0]).parent, slots.names))
+
+
+def counted_starts(device: Device) -> int:
+    """How many starts the machine on this device has counted; seen from outside, its boot is not ours."""
+    return int(json.loads((device.nvm / "boots.json").read_text())["count"])
