@@ -61,13 +61,12 @@ class FlightRecorder:
             return ""
 
 
-def read_journal(boot: int | str = 0, *, folder: Path | None = None) -> list[str]:
-    """The newest lines of a boot: 0 the present one, -1 the one before, or a boot's id.
+def read_journal(boot: int | str = 0, *, folder: Path | None = None, lines: int = LINES) -> list[str]:
+    """The newest `lines` of a boot: 0 the present one, -1 the one before, or a boot's id.
 
     Of this system, or of the journal in `folder`. Raises CommandFailed.
     """
-    options = [f"--boot={boot}", "--quiet", "--no-pager", "--output=short-iso", f"--lines={LINES}"]
-    return _call_journalctl(options, folder)
+    return _call_journalctl([f"--boot={boot}", "--output=short-iso", f"--lines={lines}"], folder)
 
 
 def read_slot_journal(slot: Path, running: Path = Path("/")) -> list[str]:
@@ -101,7 +100,7 @@ def _find_folder(root: Path) -> Path | None:
 
 def _list_boots(folder: Path) -> list[str]:
     """The ids of the boots of which there is a journal, the newest one last."""
-    return find_boots(_call_journalctl(["--list-boots", "--quiet", "--no-pager"], folder))
+    return find_boots(_call_journalctl(["--list-boots"], folder))
 
 
 def find_boots(lines: Lines) -> list[str]:
@@ -112,7 +111,7 @@ def find_boots(lines: Lines) -> list[str]:
 def _call_journalctl(options: list[str], folder: Path | None) -> list[str]:
     lines: list[str] = []
     where = [f"--directory={folder}"] if folder else []
-    run(["journalctl", *options, *where], timeout=SECONDS, output=lines.append)
+    run(["journalctl", *options, "--quiet", "--no-pager", *where], timeout=SECONDS, output=lines.append)
     return lines
 
 

@@ -31,7 +31,6 @@ LONGEST = 2000
 """Characters of one line or one text."""
 LOGS = 4
 BOOT_LINES = 800
-JOURNALCTL_SECONDS = 20
 
 
 def collect(device: "Device") -> Record:
@@ -166,7 +165,7 @@ def _boot_log(device: "Device") -> str:
 
     "" where no machine restarted.
     """
-    from otaflow.platform.run import run
+    from otaflow.platform.flight_recorder import read_journal
 
     if kept := device.recorder.read(device.journal.session.id):
         return kept
@@ -175,11 +174,7 @@ def _boot_log(device: "Device") -> str:
     failed = device.journal.session.boots_at(State.ROLLING_BACK)
     if failed < 0:
         return ""
-    offset = min(0, failed - device.boots.count())
-    command = ["journalctl", f"--boot={offset}", "--quiet", "--no-pager", "--output=short-iso", f"--lines={BOOT_LINES}"]
-    lines: list[str] = []
-    run(command, timeout=JOURNALCTL_SECONDS, output=lines.append)
-    return "\n".join(lines)
+    return "\n".join(read_journal(min(0, failed - device.boots.count()), lines=BOOT_LINES))
 
 
 def _strip_part(part: Any, secrets: list[str]) -> Any:
