@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from otaflow.errors import Locked
 from otaflow.platform import run
+from otaflow.records import NO_ROOM
 
 KILL_SECONDS = 60.0  # a killed program may be inside a long call of the kernel, such as a btrfs commit
 POLL_SECONDS = 0.05
@@ -147,7 +148,7 @@ def _write_record(fd: int, record: bytes) -> None:
         os.pwrite(fd, record, 0)
         os.ftruncate(fd, len(record))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in NO_ROOM:
             raise
         os.ftruncate(fd, 0)
 
