@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from slot_kinds import images, partitions, why_not
-from update_world import FAILING, PROGRAM, SICK, Packages, Picture, World, differences
+from update_world import FAILING, PROGRAM, SICK, Packages, World, differences
 
 from otaflow.cli.report import read_status
 from otaflow.errors import OtaflowError
@@ -22,14 +22,6 @@ from otaflow.platform.labels import FILE_NAME
 
 class KindWorld(World):
     """A world on slots of another kind; it cannot be copied."""
-
-    def configure(self, more: str = "") -> None:
-        devices = [str(image) for image in images(self.folder)]
-        super().configure(f"devices = {json.dumps(devices)}\n{more}" if self.kind == "partitions" else more)
-
-    def picture(self) -> Picture:
-        """Without the repository, which is derived."""
-        return {name: value for name, value in super().picture().items() if not name.startswith("slots/.ostree")}
 
     def call(self, *arguments: str) -> str:
         """What the command prints."""

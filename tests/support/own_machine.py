@@ -10,11 +10,13 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+from recording_disk import Parts
 
 NEW_MOUNTS, NEW_PROCESSES = 0x00020000, 0x20000000
 DEVICES = Path("/media")
@@ -33,7 +35,7 @@ def run_machine(
     work: Callable[[], Any],
     *,
     options: str = "",
-    parts: Sequence[tuple[int, int]] = (),
+    parts: Parts = (),
     log: Path,
 ) -> Any:
     """Mount `image` (a file or a block device) at `top`, and return what `work` returns there (plain data).
@@ -69,7 +71,7 @@ class _Disk:
     image: str | Path
     top: Path
     options: str
-    parts: Sequence[tuple[int, int]]
+    parts: Parts
 
 
 def _be_machine(disk: _Disk, work: Callable[[], Any], log: Path, writer: int) -> None:

@@ -10,7 +10,7 @@ import os
 import sqlite3
 import subprocess
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,16 +55,16 @@ class SystemWorld(World):
     def world(self) -> World:
         return self
 
-    def configure(self, more: str = "") -> None:
-        devices = [str(DEVICES / number) for number in ("1", "2")]
-        super().configure(f"devices = {json.dumps(devices)}\n{more}" if self.kind == "partitions" else more)
+    @property
+    def partitions(self) -> Sequence[Path]:
+        return [DEVICES / number for number in ("1", "2")]
 
     def picture(self) -> Picture:
-        """Both slots are looked into; OSTree's repository is derived, and not."""
+        """Both slots are looked into: after a start they may not be mounted yet."""
         slots = self.device().slots
         for name in slots.names:
             slots.path(name)
-        return {name: value for name, value in super().picture().items() if not name.startswith(f"slots/{REPOSITORY}")}
+        return super().picture()
 
 
 @dataclass

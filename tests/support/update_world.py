@@ -13,10 +13,12 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from slot_kinds import images
 
 from otaflow import fault
 from otaflow.action import Action
@@ -27,6 +29,7 @@ from otaflow.platform.btrfs import is_subvolume
 from otaflow.platform.describe import describe
 from otaflow.platform.device import Device, using
 from otaflow.platform.labels import read_label
+from otaflow.platform.ostree import FOLDER as REPOSITORY
 from otaflow.platform.setup import init_device
 from otaflow.service import Ucm
 
@@ -143,9 +146,16 @@ class World:
         """The device as a process that begins now sees it."""
         return Device(load(self.config))
 
+    @property
+    def partitions(self) -> Sequence[Path]:
+        """What the slots are, where they are partitions."""
+        return images(self.folder)
+
     def configure(self, more: str = "") -> None:
         """Write the configuration file; `more` is TOML."""
         values = f'[device]\nname = "demo"\nmodel = "{MODEL}"\nroot = "device"\n[slots]\nkind = "{self.kind}"\n'
+        if self.kind == "partitions":
+            values += f"devices = {json.dumps([str(device) for device in self.partitions])}\n"
         self.config.write_text(values + more)
 
     # --- work in this process -------------------------------------------------------------------------------------
@@ -184,11 +194,16 @@ class World:
     # --- what can be seen -----------------------------------------------------------------------------------------
 
     def picture(self) -> Picture:
-        """Everything of the device but its record of the past; equal pictures are equal devices."""
+        """Everything of the device but its record of the past; equal pictures are equal devices.
+
+        OSTree's repository is derived, and not in it.
+        """
         entries: Picture = {
             name: value[:-1] if _is_own(self.root, name) else value
             for name, value in describe(self.root, times=True).items()
-            if not _is_record(name) and not _is_idle_folder(self.root, name)
+            if not _is_record(name)
+            and not _is_idle_folder(self.root, name)
+            and not name.startswith(f"slots/{REPOSITORY}")
         }
         device = self.device()
         entries["?subvolumes"] = [n for n in entries if self.kind == "btrfs" and is_subvolume(self.root / n)]
