@@ -150,6 +150,7 @@ def test_the_end_that_prefect_lost_is_told_again(named: World, signed: Signed, a
     agent = agents.start(named, **api.environment)
     client = agent.client
     client.process_sw_package(client.transfer(signed.path("good")))
+    api.wait_for(named, "Ready", "PAUSED")  # the agent is connected: what comes now is a run in Prefect
     client.activate()
     agent.wait_for("Activated")
     client.finish()
