@@ -6,22 +6,16 @@ new one (`grub-editenv set` rewrites in place and could leave none). The file is
 cannot write to btrfs.
 """
 
-import errno
-import fcntl
-import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 from otaflow.errors import BootTargetDamaged, OtaflowError
 from otaflow.files import write_atomic
 from otaflow.platform import grubenv
 from otaflow.platform.environment import TARGET, EnvironmentBoot
+from otaflow.platform.ext4 import show_to_boot_loaders
 
 TRIES = "otaflow_tries"
-EXT4_IOC_CHECKPOINT = 0x4004662B  # _IOW('f', 43, __u32), since Linux 5.14
-# another file system, or ext4 without a journal; not root, as in a test
-NO_JOURNAL = {errno.ENODEV, errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
 
 
 class GrubBoot(EnvironmentBoot):
@@ -87,19 +81,4 @@ class GrubBoot(EnvironmentBoot):
                 hint="variables of others fill it: `grub-editenv FILE list` shows them, `unset` removes one",
             ) from error
         write_atomic(self._path, changed)
-        _show_to_grub(self._path.parent)
-
-
-def _show_to_grub(folder: Path) -> None:
-    """Have ext4 write what is in its journal to its place: GRUB reads the file system without the journal.
-
-    Without it, GRUB could start from the former environment after a power cut, although the rename is durable.
-    """
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.ioctl(fd, EXT4_IOC_CHECKPOINT, bytes(4))
-    except OSError as error:
-        if error.errno not in NO_JOURNAL:
-            raise
-    finally:
-        os.close(fd)
+        show_to_boot_loaders(self._path.parent)  # else it could start from the former one after a power cut

@@ -20,6 +20,7 @@ from pathlib import Path
 from otaflow.errors import OtaflowError
 from otaflow.files import fsync_file, fsync_folder, unfinished, write_atomic
 from otaflow.platform.copying import copy_file, copy_metadata, delete_tree, sync_file_system
+from otaflow.platform.ext4 import show_to_boot_loaders
 from otaflow.platform.labels import FILE_NAME
 from otaflow.platform.mirror import mirror
 from otaflow.platform.partition import Partition
@@ -111,7 +112,9 @@ class PartitionSlots:
         return sorted(names | {kept for kept in map(self._writing, self._names) if kept})
 
     def sync(self, slot: str) -> None:
-        sync_file_system(self.path(slot))
+        folder = self.path(slot)
+        sync_file_system(folder)
+        show_to_boot_loaders(folder)  # it loads the kernel from there
 
     def close(self) -> None:
         """Unmount what this object mounted."""

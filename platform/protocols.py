@@ -62,7 +62,7 @@ class Slots(Protocol):
         """Give up the content kept under `kept`."""
 
     def sync(self, slot: str) -> None:
-        """Return when the slot's content is on the disk."""
+        """Return when the slot's content is on the disk, where a boot loader finds it."""
 
 
 class BootTarget(Protocol):

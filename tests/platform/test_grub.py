@@ -196,6 +196,50 @@ def test_grub_accepts_the_menu_script() -> None:
 def test_what_grub_starts(tmp_path: Path, variables: str, kernels: str, started: str, left: int | None) -> None:
     """`kernels`: the slots that have one; `-`: slot b has one that cannot be loaded."""
     machine = GrubMachine(tmp_path)
+    prepare(machine, variables, kernels)
+    announced = check_start(machine, started)
+    if started == "nothing":
+        return
+    slot, _, why = started.partition(" ")
+    flags = f"otaflow.slot={slot}" + (" otaflow.trial=1" if why == "on trial" else "")
+    line = f"LINUX root=LABEL=otaflow rootflags=subvol=/slots/{slot} {flags} ro quiet panic=10"
+    assert f"{line} INITRD (hd1)/slots/{slot}/initrd.img BOOT" in announced
+    if variables not in ("missing", "damaged", ""):
+        assert make_boot(machine.environment).tries_left() == left
+
+
+@pytest.mark.parametrize(
+    ("variables", "kernels", "missing", "started"),
+    [
+        ("target=b fallback=a tries=3", "ab", "", "b on trial"),
+        ("target=b fallback=a tries=0", "ab", "", "a fallback"),
+        ("target=b fallback=a tries=3", "a", "", "a fallback"),
+        ("target=b fallback=a tries=3", "ab", "b", "a fallback"),
+        ("target=b fallback=a", "ab-", "", "a fallback"),
+        ("target=b fallback=a", "ab", "", "b trusted"),
+        ("target=a fallback=b", "ab", "a", "b fallback"),
+        ("damaged", "ab", "", "a no environment"),
+        ("damaged", "ab", "a", "b no environment"),
+        ("target=b fallback=a", "", "", "nothing"),
+        ("target=b fallback=a", "ab", "ab", "nothing"),
+    ],
+    ids=lambda value: str(value) or "no",
+)
+def test_slots_that_are_partitions(tmp_path: Path, variables: str, kernels: str, missing: str, started: str) -> None:
+    """As above; `missing`: whose partition is not there, or has another label."""
+    machine = GrubMachine(tmp_path, partitions=True)
+    machine.missing.update(missing)
+    prepare(machine, variables, kernels)
+    announced = check_start(machine, started)
+    if started != "nothing":
+        slot, _, why = started.partition(" ")
+        disk = "(hd2)" if slot == "b" and not missing else "(hd1)"
+        trial = " otaflow.trial=1" if why == "on trial" else ""
+        line = f"LINUX root=LABEL=otaflow-{slot} otaflow.slot={slot}{trial} ro quiet panic=10"
+        assert f"{line} INITRD {disk}/initrd.img BOOT" in announced
+
+
+def prepare(machine: GrubMachine, variables: str, kernels: str) -> None:
     for name in "ab":
         if name not in kernels:
             (machine.slots / name / "boot" / "vmlinuz-6.1").unlink()
@@ -208,20 +252,18 @@ def test_what_grub_starts(tmp_path: Path, variables: str, kernels: str, started:
     elif variables:
         call("grub-editenv", machine.environment, "set", *(f"otaflow_{one}" for one in variables.split()))
 
-    said = machine.start()
 
+def check_start(machine: GrubMachine, started: str) -> str:
+    """Switch it on: `started` is the slot and why, or nothing. What GRUB said then."""
+    said = machine.start()
     if started == "nothing":
         assert "there is nothing to start" in said
         assert "BOOT" not in said
-        return
+        return ""
     slot, _, why = started.partition(" ")
     announced = said[said.rindex("otaflow: slot") :]
     assert announced.startswith(f"otaflow: slot {slot} ({why}"), said
-    flags = f"otaflow.slot={slot}" + (" otaflow.trial=1" if why == "on trial" else "")
-    line = f"LINUX root=LABEL=otaflow rootflags=subvol=/slots/{slot} {flags} ro quiet panic=10"
-    assert f"{line} INITRD (hd1)/slots/{slot}/initrd.img BOOT" in announced
-    if variables not in ("missing", "damaged", ""):
-        assert make_boot(machine.environment).tries_left() == left
+    return announced
 
 
 def test_the_adapter_and_grub_together(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """platform/partitions.py and partition.py on real ext4 images, beyond the contract: what is wrong with a partition."""
 
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -8,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import slot_kinds
+from recording_disk import Log, Rest, copy_sparse, recording, what_is_missing
 from slot_kinds import IMAGE_BYTES, NAMES, images, make_slots, partitions, why_not
+from without_journal import read_slots, read_tree
 
 from otaflow.config import load
 from otaflow.errors import ConfigError, InsufficientMemory, OtaflowError
@@ -329,3 +332,30 @@ def test_an_image_of_the_same_name_in_another_mount_namespace(folder: Path) -> N
         finally:
             subprocess.run(["losetup", "--detach", loop], check=True)
             other.communicate("end\n")
+
+
+def test_a_boot_loader_finds_what_is_synced(folder: Path) -> None:
+    """It reads the partition without its journal, whatever the disk loses that it was not told to flush.
+
+    After a syncfs alone, which ext4 ends with writes that it does not flush, some of it is missing.
+    """
+    if missing := what_is_missing():
+        pytest.skip(missing)
+    image = images(folder)[1]
+    live, log = folder / "live.img", folder / "log"
+    copy_sparse(image, live)
+    log.touch()
+    with recording(live, log, folder) as disk:
+        slots = PartitionSlots(folder / "slots", NAMES, (images(folder)[0], Path(disk)), FolderTrees())
+        (folder / "system").mkdir()
+        slots.fill(folder / "system", "b", "new")
+        for number in range(50):  # as an update's program does
+            (slots.path("b") / f"folder {number}").mkdir()
+            (slots.path("b") / f"folder {number}" / "file").write_text(f"content {number}")
+        slots.sync("b")
+        content = read_tree(slots.path("b"))
+        written = Log(log)
+        slots.close()
+    durable = Rest(image, written, folder).cut(written.flushes[-1] + 1, random.Random(1))
+    seen = read_slots(durable, [(0, IMAGE_BYTES)], ("b",), folder)["b"]
+    assert seen == content

@@ -35,13 +35,18 @@ REPLACED = {
 
 
 class GrubMachine:
-    """A machine in `folder` whose disk has the environment, on ext4, and whose other disk the slots, on btrfs."""
+    """A machine in `folder` whose disk has the environment, on ext4, and whose other disk the slots, on btrfs.
 
-    def __init__(self, folder: Path) -> None:
+    With `partitions` each slot is an ext4 of its own.
+    """
+
+    def __init__(self, folder: Path, *, partitions: bool = False) -> None:
         for program, package in (("grub-emu", "grub-emu"), ("grub-editenv", "grub-common"), ("script", "bsdutils")):
             if shutil.which(program) is None:
                 pytest.skip(f"{program} is not installed (Debian: {package})")
-        self.folder = folder
+        self.folder, self.partitions = folder, partitions
+        self.missing: set[str] = set()
+        """The slots whose partition cannot be found."""
         self.grub, self.slots = folder / "boot" / "grub", folder / "top" / "slots"
         self.environment = self.grub / "grubenv"
         self.grub.mkdir(parents=True)
@@ -51,19 +56,21 @@ class GrubMachine:
             (self.slots / name / "boot" / "initrd.img-6.1").write_text("initrd")
             (self.slots / name / "vmlinuz").symlink_to("boot/vmlinuz-6.1")
             (self.slots / name / "initrd.img").symlink_to("boot/initrd.img-6.1")
-        (self.grub / "grub.cfg").write_text(_make_script())
+        script = _make_script()
+        if partitions:
+            script = re.sub(
+                "^set otaflow_partitions= .*$", "set otaflow_partitions=otaflow-", script, flags=re.MULTILINE
+            )
+        (self.grub / "grub.cfg").write_text(script)
         call("grub-editenv", self.environment, "create")
 
     def start(self) -> str:
         """Switch it on. What GRUB said; `environment` is then as GRUB left it."""
-        disk, slots = self.folder / "boot.img", self.folder / "slots.img"
-        for image, size in ((disk, 4 << 20), (slots, 128 << 20)):
-            image.unlink(missing_ok=True)
-            with image.open("wb") as file:
-                file.truncate(size)
-        call("mkfs.ext4", "-q", "-d", self.grub.parent, disk)
-        call("mkfs.btrfs", "-q", "-L", "otaflow", "-r", self.slots.parent, slots)
-        (self.folder / "device.map").write_text(f"(hd0) {disk}\n(hd1) {slots}\n")
+        disk = self.folder / "boot.img"
+        _make_image(disk, "mkfs.ext4", "-q", "-d", self.grub.parent)
+        disks = [disk, *self._make_slots()]
+        lines = [f"(hd{number}) {image}\n" for number, image in enumerate(disks)]
+        (self.folder / "device.map").write_text("".join(lines))
         # it wants a terminal
         emulator = f"grub-emu -m {self.folder}/device.map -d /grub -r hd0"
         done = subprocess.run(
@@ -80,6 +87,24 @@ class GrubMachine:
         if self.environment.exists():
             call("debugfs", "-R", f"dump /grub/grubenv {self.environment}", disk)
         return re.sub(r"\s+", " ", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", done.stdout))
+
+    def _make_slots(self) -> list[Path]:
+        """The disks with the slots."""
+        if not self.partitions:
+            image = self.folder / "slots.img"
+            _make_image(image, "mkfs.btrfs", "-q", "-L", "otaflow", "-r", self.slots.parent, size=128 << 20)
+            return [image]
+        images = {name: self.folder / f"{name}.img" for name in ("a", "b") if name not in self.missing}
+        for name, image in images.items():
+            _make_image(image, "mkfs.ext4", "-q", "-L", f"otaflow-{name}", "-d", self.slots / name)
+        return list(images.values())
+
+
+def _make_image(image: Path, *command: str | Path, size: int = 4 << 20) -> None:
+    image.unlink(missing_ok=True)
+    with image.open("wb") as file:
+        file.truncate(size)
+    call(*command, image)
 
 
 def call(*words: str | Path) -> str:

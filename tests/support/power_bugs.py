@@ -22,6 +22,7 @@ class Bug:
     name: str
     story: str
     plant: Callable[[], None] | None = None
+    kind: str = "btrfs"
     options: str = ""
     """Options of the mount, instead of a bug in the code."""
     since: str = ""
@@ -38,6 +39,20 @@ def _replace(name: str, new: Any) -> None:
 def leave_out_the_sync() -> None:
     """The new system is not on the disk when the boot target names it."""
     _replace("sync_file_system", lambda path: None)
+
+
+def fill_the_journal_only() -> None:
+    """Each file of the new system is flushed, as many a tool does it: its name is in ext4's journal then."""
+
+    def sync(path: Path) -> None:
+        for folder, _, names in os.walk(path):
+            for place in [folder, *(f"{folder}/{name}" for name in names if not os.path.islink(f"{folder}/{name}"))]:
+                fd = os.open(place, os.O_RDONLY)
+                os.fsync(fd)
+                os.close(fd)
+
+    _replace("sync_file_system", sync)
+    _replace("show_to_boot_loaders", lambda folder: None)
 
 
 def flip_before_the_sync() -> None:
@@ -94,6 +109,13 @@ def answer_too_early() -> None:
 
 BUGS = (
     Bug("no sync before the flip", "good update", leave_out_the_sync, since="flip_slot.before"),
+    Bug(
+        "the new system in ext4's journal only",
+        "good update",
+        fill_the_journal_only,
+        kind="partitions",
+        since="flip_slot.before",
+    ),
     Bug("the flip before the sync", "good update", flip_before_the_sync, since="flip_slot.before"),
     Bug("the index rewritten in place", "good update", rewrite_in_place, since="flip_slot.before"),
     Bug("an undo skipped", "failing program", skip_an_undo, since="undo.run_update_program.before"),

@@ -27,6 +27,7 @@ from power_stories import (
 )
 from power_stories import start as start_machine
 from power_transfer import look_at_transfers
+from without_journal import Seen, unlike
 
 from otaflow import history
 from otaflow.action import Action
@@ -39,14 +40,16 @@ from otaflow.records import read
 NEW, OLD = "new", "old"
 
 
-def check(story: Story, world: Any, facts: Facts, moment: int, *, tells: bool = False) -> list[str]:
+def check(story: Story, world: Any, facts: Facts, moment: int, seen: Seen, *, tells: bool = False) -> list[str]:
     """What is wrong with the device after a power cut when the log was `moment` long; empty where nothing is.
+
+    `seen`: the slots as a boot loader finds them, where that sees less than Linux.
 
     `tells`: also whether a server of Prefect's that starts on what is left of its database can be told all of it.
     """
     if "transfer" in story.calls:
         return look_at_transfers(world.device(), facts["marks"], moment)
-    wrong = look_before(world, facts, moment)
+    wrong = look_before(world, facts, moment, seen)
     if story.in_prefect:
         wrong += look_at_database(prefect_home(world) / "prefect.db")
     if any(one.startswith(("boot target", "journal")) for one in wrong):
@@ -63,7 +66,7 @@ def check(story: Story, world: Any, facts: Facts, moment: int, *, tells: bool = 
 # --- as the boot loader finds it --------------------------------------------------------------------------------------
 
 
-def look_before(world: Any, facts: Facts, moment: int) -> list[str]:
+def look_before(world: Any, facts: Facts, moment: int, seen: Seen) -> list[str]:
     """The boot target, the slot that ran, the journal and the history, before anything has started."""
     wrong = []
     device = world.device()
@@ -74,6 +77,8 @@ def look_before(world: Any, facts: Facts, moment: int) -> list[str]:
             wrong.append(f"boot target: slot {target} holds another generation than the promised one")
         elif facts["contents"].get(generation) != tree_digest(device.slots.path(target), times=True):
             wrong.append(f"boot target: the content of slot {target} is not the one of its generation")
+        elif target in seen and (places := unlike(seen[target], device.slots.path(target))):
+            wrong.append(f"boot target: in slot {target} the boot loader does not find {places}")
     except (OtaflowError, OSError) as error:
         wrong.append(f"boot target: {error}")
     running = device.slots.path(facts["running"])

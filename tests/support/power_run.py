@@ -82,7 +82,7 @@ class Run:
 
     def find(self, bug: Bug, cuts: int = BUG_CUTS) -> bool:
         """Whether the bench finds the planted bug; how is in `found`."""
-        recorded = self.bench.record(STORIES[bug.story], "btrfs", bug.plant, bug.options)
+        recorded = self.bench.record(STORIES[bug.story], bug.kind, bug.plant, bug.options)
         moments = matrix_cuts(recorded, self.seed)
         since = next((cut.number for cut in moments if cut.point == bug.since), 0)
         chosen = [cut for cut in moments if cut.number >= since] + random_cuts(recorded, cuts, self.seed, since)
