@@ -12,6 +12,8 @@
 
 # --- what a device may set in its environment -----------------------------------------------------------------------
 
+# slots on partitions of their own: otaflow_device_a and otaflow_device_b, such as "mmc 0:2" and "mmc 0:3"
+# else otaflow_slots is their folder on the btrfs of otaflow_device, and otaflow_root is how Linux finds that
 if test -z "${otaflow_device}"; then setenv otaflow_device "${devtype} ${devnum}:${distro_bootpart}"; fi
 if test -z "${otaflow_slots}"; then setenv otaflow_slots /slots; fi
 if test -z "${otaflow_names}"; then setenv otaflow_names "a b"; fi
@@ -36,18 +38,30 @@ if test "${upgrade_available}" = 1; then
 fi
 
 for slot in ${otaflow_order} ${otaflow_names}; do
-    setenv otaflow_tree "${otaflow_slots}/${slot}"
-    if load ${otaflow_device} ${kernel_addr_r} ${otaflow_tree}/vmlinuz; then
+    # a variable whose name is put together is read by a command that is
+    setenv otaflow_look "setenv otaflow_from \"\${otaflow_device_${slot}}\""
+    run otaflow_look
+    if test -n "${otaflow_from}"; then
+        setenv otaflow_tree
+        setenv otaflow_uuid
+        part uuid ${otaflow_from} otaflow_uuid
+        setenv otaflow_place "root=PARTUUID=${otaflow_uuid}"
+    else
+        setenv otaflow_from "${otaflow_device}"
+        setenv otaflow_tree "${otaflow_slots}/${slot}"
+        setenv otaflow_place "root=${otaflow_root} rootflags=subvol=${otaflow_tree}"
+    fi
+    if load ${otaflow_from} ${kernel_addr_r} ${otaflow_tree}/vmlinuz; then
         echo "otaflow: slot ${slot}"
         setenv otaflow_flags "otaflow.slot=${slot}"
         # for otaflow-trial.service: it restarts a slot on trial, also one in which otaflow does not start
         if test "${slot}" = "${otaflow_tried}"; then setenv otaflow_flags "${otaflow_flags} otaflow.trial=1"; fi
-        setenv bootargs "root=${otaflow_root} rootflags=subvol=${otaflow_tree} ${otaflow_flags} ${otaflow_options}"
+        setenv bootargs "${otaflow_place} ${otaflow_flags} ${otaflow_options}"
         # the device tree of the slot, else U-Boot's own
         setenv otaflow_fdt "${fdtcontroladdr}"
-        if load ${otaflow_device} ${fdt_addr_r} ${otaflow_tree}/dtb; then setenv otaflow_fdt "${fdt_addr_r}"; fi
+        if load ${otaflow_from} ${fdt_addr_r} ${otaflow_tree}/dtb; then setenv otaflow_fdt "${fdt_addr_r}"; fi
         setenv otaflow_initrd -
-        if load ${otaflow_device} ${ramdisk_addr_r} ${otaflow_tree}/initrd.img; then
+        if load ${otaflow_from} ${ramdisk_addr_r} ${otaflow_tree}/initrd.img; then
             setenv otaflow_initrd "${ramdisk_addr_r}:${filesize}"
         fi
         ${otaflow_boot} ${kernel_addr_r} ${otaflow_initrd} ${otaflow_fdt}

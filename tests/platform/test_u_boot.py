@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from boot_loaders import make_u_boot_environment
-from u_boot import DEVICE, UBootMachine
+from u_boot import DEVICE, DISK_ID, PARTITIONS, UBootMachine
 
 from otaflow.errors import OtaflowError
 from otaflow.platform.u_boot import UBootBoot
@@ -77,6 +77,8 @@ def test_what_is_missing_is_said(config: Path, how: str, monkeypatch: pytest.Mon
 # --- boot.cmd -----------------------------------------------------------------------------------------------------
 
 PLACES = {"both": "ab", "only-a": "a", "only-b": "b", "none": ""}
+WITHOUT_KERNEL, MISSING = 3, 9
+"""Partitions of the second disk, whose first and second have one."""
 
 
 @pytest.fixture(scope="module")
@@ -85,14 +87,21 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UBootMachine]:
     for place, names in PLACES.items():
         (folder / "disk" / place).mkdir(parents=True)
         for name in names:
-            tree = folder / "disk" / place / name
-            (tree / "boot").mkdir(parents=True)
-            (tree / "boot" / "vmlinuz-6.1").write_text("kernel")
-            (tree / "vmlinuz").symlink_to("boot/vmlinuz-6.1")
-            (tree / "initrd.img").write_text("initrd")
-    with UBootMachine(folder, folder / "disk") as made:
+            fill(folder / "disk" / place / name)
+    parts = [folder / name for name in ("first", "second", "third")]
+    for part in parts:
+        fill(part)
+    (parts[WITHOUT_KERNEL - 1] / "vmlinuz").unlink()
+    with UBootMachine(folder, folder / "disk", parts) as made:
         made.set({"otaflow_device": DEVICE, "otaflow_boot": "echo BOOT"})
         yield made
+
+
+def fill(tree: Path) -> None:
+    (tree / "boot").mkdir(parents=True)
+    (tree / "boot" / "vmlinuz-6.1").write_text("kernel")
+    (tree / "vmlinuz").symlink_to("boot/vmlinuz-6.1")
+    (tree / "initrd.img").write_text("initrd")
 
 
 @pytest.mark.parametrize(
@@ -119,15 +128,53 @@ def test_the_order_in_which_u_boot_tries(
     machine: UBootMachine, target: str, count: int | None, place: str, tried: str
 ) -> None:
     """`count`: bootcount, of 3, where the target is on trial. No kernel ever starts here, so that all are tried."""
-    machine.set({"otaflow_target": target, "otaflow_fallback": {"a": "b", "b": "a"}.get(target, "")})
-    machine.set({"upgrade_available": "0" if count is None else "1", "bootcount": str(count or 0), "bootlimit": "3"})
+    choose(machine, target, count)
     machine.set({"otaflow_slots": f"/{place}"})
     said = machine.start()
-    started = re.findall(r"otaflow: slot (.)\n(?:.*\n)*?BOOT 2000000 3000000:6 ", said)
-    assert "".join(started) == tried, said
+    assert find_started(said) == tried, said
     assert "there is nothing to start" in said
     if tried:
         trial = " otaflow.trial=1" if count in (1, 3) and tried[-1] == target else ""
         flags = f"otaflow.slot={tried[-1]}{trial}"
         line = f"root=LABEL=otaflow rootflags=subvol=/{place}/{tried[-1]} {flags} ro quiet panic=10"
         assert f"bootargs={line}\n" in machine.run("printenv bootargs")
+
+
+@pytest.mark.parametrize(
+    ("target", "count", "parts", "tried"),
+    [
+        ("b", None, (1, 2), "baab"),
+        ("b", 1, (1, 2), "baab"),
+        ("b", 4, (1, 2), "aab"),
+        ("b", 1, (1, WITHOUT_KERNEL), "aa"),
+        ("b", None, (1, MISSING), "aa"),
+        ("", None, (MISSING, 2), "b"),
+        ("a", None, (2, 1), "abab"),
+    ],
+    ids=lambda value: str(value) or "none",
+)
+def test_slots_that_are_partitions(
+    machine: UBootMachine, target: str, count: int | None, parts: tuple[int, int], tried: str
+) -> None:
+    choose(machine, target, count)
+    machine.set({f"otaflow_device_{slot}": f"{PARTITIONS}:{part}" for slot, part in zip("ab", parts, strict=True)})
+    try:
+        said = machine.start()
+    finally:
+        machine.set({"otaflow_device_a": "", "otaflow_device_b": ""})
+    assert find_started(said) == tried, said
+    assert "there is nothing to start" in said
+    part = parts["ab".index(tried[-1])]
+    trial = " otaflow.trial=1" if count == 1 and tried[-1] == target else ""
+    line = f"root=PARTUUID={DISK_ID}-{part:02} otaflow.slot={tried[-1]}{trial} ro quiet panic=10"
+    assert f"bootargs={line}\n" in machine.run("printenv bootargs")
+
+
+def choose(machine: UBootMachine, target: str, count: int | None) -> None:
+    machine.set({"otaflow_target": target, "otaflow_fallback": {"a": "b", "b": "a"}.get(target, "")})
+    machine.set({"upgrade_available": "0" if count is None else "1", "bootcount": str(count or 0), "bootlimit": "3"})
+
+
+def find_started(said: str) -> str:
+    """The slots whose kernel and initial RAM disk were loaded, in their order."""
+    return "".join(re.findall(r"otaflow: slot (.)\n(?:.*\n)*?BOOT 2000000 3000000:6 ", said))

@@ -1,7 +1,7 @@
-"""U-Boot's own code in qemu: Debian's build for x86, with the shipped boot.cmd and slots on an ext4.
+"""U-Boot's own code in qemu: Debian's build for x86, with the shipped boot.cmd and slots on ext4.
 
-That build counts no starts and knows no btrfs: the test sets bootcount, and a slot is a folder. A kernel is not
-started, but named: `otaflow_boot` is an `echo`, after which the script tries the next slot.
+That build counts no starts and knows no btrfs: the test sets bootcount, and a slot is a folder or, on a second disk, a
+partition. A kernel is not started, but named: `otaflow_boot` is an `echo`, after which the script tries the next slot.
 """
 
 import os
@@ -10,7 +10,7 @@ import select
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -23,16 +23,22 @@ ENDLESS = "sleep 60\nreset\n"
 SECONDS = 120
 ADDRESSES = {"kernel_addr_r": "2000000", "fdt_addr_r": "2800000", "ramdisk_addr_r": "3000000"}
 DEVICE = "scsi 0:0"
+PARTITIONS, DISK_ID = "scsi 1", "0a0b0c0d"
+PARTITION_BYTES = 4 << 20
 
 
 class UBootMachine:
-    """A machine at U-Boot's prompt, on a disk made of the folder `content`; use it as a context."""
+    """A machine at U-Boot's prompt, on a disk made of the folder `content`; use it as a context.
 
-    def __init__(self, folder: Path, content: Path) -> None:
+    Each of the folders `partitions` is a partition of a second disk.
+    """
+
+    def __init__(self, folder: Path, content: Path, partitions: Sequence[Path] = ()) -> None:
         for program, package in (
             ("qemu-system-i386", "qemu-system-x86"),
             ("mkimage", "u-boot-tools"),
             (str(ROM), "u-boot-qemu"),
+            ("sfdisk", "fdisk"),
         ):
             if shutil.which(program) is None and not Path(program).exists():
                 pytest.skip(f"{program} is not installed (Debian: {package})")
@@ -40,16 +46,25 @@ class UBootMachine:
         assert text.count(ENDLESS) == 1
         (content / "boot.cmd").write_text(text.replace(ENDLESS, ""))
         _call("mkimage", "-A", "x86", "-T", "script", "-C", "none", "-d", content / "boot.cmd", content / "boot.scr")
-        self._disk = folder / "disk.img"
-        with self._disk.open("wb") as file:
-            file.truncate(8 << 20)
-        _call("mkfs.ext4", "-q", "-d", content, self._disk)
+        disk, second = folder / "disk.img", folder / "second.img"
+        for image, size in ((disk, 8 << 20), (second, PARTITION_BYTES * (1 + len(partitions)))):
+            with image.open("wb") as file:
+                file.truncate(size)
+        _call("mkfs.ext4", "-q", "-d", content, disk)
+        places = [PARTITION_BYTES * (1 + number) for number in range(len(partitions))]
+        lines = [f"start={place // 512},size={PARTITION_BYTES // 512},type=83\n" for place in places]
+        table = f"label: dos\nlabel-id: 0x{DISK_ID}\n{''.join(lines)}"
+        subprocess.run(["sfdisk", "--quiet", second], input=table, text=True, check=True, env=clean_environment())
+        for place, part in zip(places, partitions, strict=True):
+            where = ["-E", f"offset={place}", second, f"{PARTITION_BYTES // 1024}k"]
+            _call("mkfs.ext4", "-q", "-d", part, *where)
+        self._disks = [disk, second]
 
     def __enter__(self) -> "UBootMachine":
         machine = f"qemu-system-i386 -machine q35 -m 256 -bios {ROM} -nographic -nodefaults -net none -serial stdio"
-        drive = ["-drive", f"file={self._disk},format=raw,if=ide"]
+        drives = [word for disk in self._disks for word in ("-drive", f"file={disk},format=raw,if=ide")]
         self._qemu = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", *machine.split(), *drive],
+            ["setpriv", "--pdeathsig", "KILL", *machine.split(), *drives],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
