@@ -23,6 +23,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.flow_engine import run_flow
 
 from otaflow.flows.clients import PhaseLoop, connect, expect_api, is_api_trouble
+from otaflow.flows.lost import Lost
 from otaflow.flows.phase import Phase
 from otaflow.flows.telling import Telling, run_state
 from otaflow.platform.device import Device
@@ -51,6 +52,9 @@ class PrefectRuns:
         self._context = contextvars.copy_context()
         self.client = self._context.run(connect, self._opened)
         self.telling = Telling(device, self.client)
+        self._lost = Lost(device, self.telling)
+        self._looked = False
+        """Whether it is known that Prefect still knows what it was told of the session."""
         self._phases = PhaseLoop(self._context, self._note_phase)
         self._talking = threading.Lock()
         """One request after the other: SQLite has one writer."""
@@ -95,8 +99,8 @@ class PrefectRuns:
         return outcome.value
 
     def behind(self) -> bool:
-        """Whether there is anything that Prefect has not been told. Asks nobody."""
-        return self.telling.is_due()
+        """Whether there is anything that Prefect has not been told, or may have lost. Asks nobody."""
+        return not self._looked or self.telling.is_due()
 
     def pressed(self) -> tuple[str, State] | None:
         """The button that somebody pressed on the session's page, and the state in which: None when nobody did.
@@ -125,7 +129,7 @@ class PrefectRuns:
         if found is None or (found.name, found.type) == (expected.name, expected.type):
             return None
         with self._talking:
-            lost = self.telling.tell_again(session, found)
+            lost = self._lost.tell_again(session, UUID(run))
         if lost:
             self._due.set()
             return None
@@ -211,16 +215,17 @@ class PrefectRuns:
 
     def _go(self) -> None:
         """Tell what is due, until the end."""
-        looked = False
+        closed = False
         while True:
             self._due.wait()
             ended = self._ended
             self._due.clear()
             try:
-                if self.telling.is_due() or not looked:
+                if self.behind() or not closed:
                     expect_api(self.client)
-                    looked = looked or self._look()
+                    self._look()
                     self._tell()
+                    closed = closed or self._close_left_open()
             except Exception as error:
                 log.warning("cannot tell Prefect now: %s; it is told later", error)
                 if ended and not isinstance(error, OSError) and time.monotonic() < self._until:
@@ -230,11 +235,18 @@ class PrefectRuns:
             if ended:
                 return
 
-    def _look(self) -> bool:
+    def _look(self) -> None:
         """Once: whether Prefect still knows what it was told."""
-        with self._talking:
-            self.telling.look_for_session()
-            self.telling.look_for_phases()
+        if not self._looked:
+            with self._talking:
+                self._lost.look_for_session()
+            self._looked = True
+
+    def _close_left_open(self) -> bool:
+        for close in self._lost.left_open():
+            self._turn.wait(PATIENCE_SECONDS)
+            with self._talking:
+                close()
         return True
 
     def _tell(self) -> None:

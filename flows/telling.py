@@ -15,13 +15,6 @@ from uuid import UUID
 from prefect import Flow, flow, task
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import FlowRunCreate, LogCreate
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterDeploymentId,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-    FlowRunFilterTags,
-)
 from prefect.client.schemas.objects import FlowRun, FlowRunPolicy, StateType
 from prefect.client.schemas.objects import State as RunState
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
@@ -47,8 +40,6 @@ TYPES = {
     State.CLEANING_UP: StateType.RUNNING,
 }
 """Prefect's type for each UCM state; Idle ends the run, and its type says how."""
-LOST = 50
-"""So many runs that were left open are closed at a start."""
 CUT_OFF = "it was cut off, or Prefect's API was away at its end; the session's log says how the device went on"
 
 
@@ -114,47 +105,25 @@ class Telling:
         while sessions := self.journal.untold():
             yield partial(self._tell_transition, sessions[0])
         for run in self._cut_off():
-            yield partial(self._close_cut_off, run)
+            yield partial(self.close_cut_off, run)
 
     def is_due(self) -> bool:
         """Whether there is anything to be told. Asks nobody."""
         return bool(self._states or self.journal.untold() or self._cut_off())
 
-    def look_for_session(self) -> None:
-        """A session whose run Prefect has lost is told it again, from its beginning; one that is over stays lost."""
-        session = self.journal.session
-        run = session.notes.get("run")
-        if not run:
-            return
+    def find_run(self, session: Session) -> FlowRun | None:
+        """The session's run; None where Prefect has lost it: it gets a new one then, unless it is over."""
+        run = session.notes["run"]
         try:
-            self.tell_again(session, self.client.read_flow_run(UUID(run)).state)
+            return self.client.read_flow_run(UUID(run))
         except ObjectNotFound:
             if self.journal.state is not State.IDLE:
                 self.forget(session, run)
+            return None
 
-    def tell_again(self, session: Session, found: RunState[Any] | None) -> bool:
-        """Whether the run shows a state that the session has left, as Prefect was told: then the rest is due again.
-
-        Prefect has lost its last commits, as its SQLite database may in a power cut. No button makes such a state.
-        """
-        told = [State(transition["to"]) for transition in session.transitions[: session.shown]]
-        if not found or found.name not in told or found.name == told[-1]:
-            return False
-        last = max(place for place, state in enumerate(told) if state == found.name)
-        log.warning("Prefect has lost what followed %s: it is told again", found.name)
-        self.journal.note(durable=False, of=session.id, shown=last + 1)
-        return True
-
-    def look_for_phases(self) -> None:
-        """Close the phases' runs whose end Prefect was told and has lost: nobody runs them any more."""
-        tags = FlowRunFilterTags(all_=["otaflow", f"device:{self.name}"])
-        open_ = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING]))
-        alone = FlowRunFilterDeploymentId(is_null_=True)  # not a session's run, and none of the deployed flows'
-        found = self.client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(tags=tags, state=open_, deployment_id=alone), limit=LOST
-        )
-        for run in {str(one.id) for one in found} - self._running - set(self.journal.phase_runs):
-            self._close_cut_off(run)
+    def is_known(self, run: str) -> bool:
+        """Whether the phase's run goes on in this process, or its end is due to be told."""
+        return run in self._running or run in self.journal.phase_runs
 
     def forget(self, session: Session, run: str) -> None:
         """Prefect has lost the session's run."""
@@ -170,10 +139,12 @@ class Telling:
         try:
             run = self._make_phase(phase, parameters)
         except PrefectHTTPStatusError:
-            # It does not know what it should: has it lost its database?
+            # It does not know what it should: has it lost its database, or the place where phases hang?
             self._flows.clear()
             self._sessions = None
-            self.look_for_session()
+            session = self.journal.session
+            if session.notes.get("run") and self.find_run(session):
+                self.journal.note(durable=False, of=session.id, place="")
             run = self._make_phase(phase, parameters)
         self._running.add(str(run.id))
         self.journal.note(durable=False, phase_run=str(run.id))
@@ -186,6 +157,17 @@ class Telling:
         self.client.create_logs(
             [LogCreate.model_validate(facts | dict(zip(names, line, strict=True))) for line in lines]
         )
+
+    def close_cut_off(self, run: str) -> None:
+        """Close a phase's run that nobody runs: it would be seen as running for ever, and hold what is limited."""
+        try:
+            found = self.client.read_flow_run(UUID(run))
+            if not (found.state and found.state.is_final()):
+                crashed: RunState[Any] = RunState(type=StateType.CRASHED, message=CUT_OFF)
+                self.client.set_flow_run_state(found.id, crashed, force=True)
+        except ObjectNotFound:
+            log.debug("Prefect has lost the phase's run %s", run)
+        self.journal.note(durable=False, phase_ended=run)
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
@@ -202,17 +184,6 @@ class Telling:
         if state.is_final():
             self._running.discard(str(run))
             self.journal.note(durable=False, phase_ended=str(run))
-
-    def _close_cut_off(self, run: str) -> None:
-        """Left Running it would be seen so for ever, and hold what is limited."""
-        try:
-            found = self.client.read_flow_run(UUID(run))
-            if not (found.state and found.state.is_final()):
-                crashed: RunState[Any] = RunState(type=StateType.CRASHED, message=CUT_OFF)
-                self.client.set_flow_run_state(found.id, crashed, force=True)
-        except ObjectNotFound:
-            log.debug("Prefect has lost the phase's run %s", run)
-        self.journal.note(durable=False, phase_ended=run)
 
     def _tell_transition(self, session: Session) -> None:
         number = session.shown

@@ -150,7 +150,8 @@ def _write_record(fd: int, record: bytes) -> None:
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        os.ftruncate(fd, 0)
+        with suppress(OSError):
+            os.ftruncate(fd, 0)
 
 
 def _read_record(fd: int) -> Owner | None:

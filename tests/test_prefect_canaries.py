@@ -85,9 +85,9 @@ print("ANSWERS", json.dumps(answers))
 def ask(folder: Path) -> dict[str, Any]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     environment |= {"PREFECT_HOME": str(folder), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
-    environment["PREFECT_LOGGING_LEVEL"] = "CRITICAL"
+    environment |= {"PREFECT_LOGGING_LEVEL": "CRITICAL", "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300"}
     done = subprocess.run(
-        [sys.executable, "-c", CANARIES], env=environment, capture_output=True, text=True, timeout=180, check=False
+        [sys.executable, "-c", CANARIES], env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     assert "ANSWERS " in done.stdout, done.stderr
     answers: dict[str, Any] = json.loads(done.stdout.partition("ANSWERS ")[2])

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from agent_rig import Rig, Signed, running
-from prefect_ui import Api
+from prefect_ui import SECONDS, Api
 from update_world import Packages, World
 
 from otaflow.cli.demo_site import Site
@@ -115,7 +115,7 @@ class AgentProcess:
 
     def wait_for(self, *states: str) -> str:
         """Wait until the state is one of these; "dead" is one, too."""
-        end = time.monotonic() + 60
+        end = time.monotonic() + SECONDS
         while True:
             try:
                 state = str(self.client.current_status()["status"])
@@ -158,7 +158,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def api(site: Site) -> Api:
-    return Api(f"{site.record['ui']}/api", site.folder / "client")
+    return Api(site)
 
 
 @pytest.fixture

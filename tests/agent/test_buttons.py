@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from agent_rig import Signed, in_thread
-from prefect_ui import SECONDS, Api
+from prefect_ui import SECONDS, Api, show_update
 from update_world import World
 
 from otaflow.errors import ProcessSwPackageCancelled
@@ -139,7 +139,7 @@ def test_what_prefect_lost_in_a_power_cut_is_no_button(named: World, signed: Sig
     api.wait_for(named, "Activated", "PAUSED")
     assert agent.wait_for("Activated")
     states = api.states(named)
-    assert [states.count(name) for name in ("Ready", "Verifying", "Activated")] == [2, 2, 2]
+    assert [states.count(name) for name in ("Ready", "Verifying", "Activated")] == [1, 1, 1]
     agent.client.finish()
     api.wait_for(named, "Idle", "COMPLETED")
     assert agent.kill(signal.SIGTERM) == 0
@@ -148,13 +148,7 @@ def test_what_prefect_lost_in_a_power_cut_is_no_button(named: World, signed: Sig
 def test_the_end_that_prefect_lost_is_told_again(named: World, signed: Signed, agents: Any, api: Api) -> None:
     """Left as it is, the session and its last phase would be seen as running for ever."""
     agent = agents.start(named, **api.environment)
-    client = agent.client
-    client.process_sw_package(client.transfer(signed.path("good")))
-    api.wait_for(named, "Ready", "PAUSED")  # the agent is connected: what comes now is a run in Prefect
-    client.activate()
-    agent.wait_for("Activated")
-    client.finish()
-    api.wait_for(named, "Idle", "COMPLETED")
+    show_update(agent, api, signed.path("good"))
     assert agent.kill(signal.SIGTERM) == 0
     api.wait_until_none_runs(named)
     api.lose(api.runs(named)[-1]["id"], "Cleaning-Up")
@@ -165,4 +159,83 @@ def test_the_end_that_prefect_lost_is_told_again(named: World, signed: Signed, a
     api.wait_until_none_runs(named)
     assert api.phases(named)[-1]["id"] == phase
     assert api.phases(named)[-1]["state"]["name"] == "Crashed"
+    assert agent.kill(signal.SIGTERM) == 0
+
+
+def test_a_button_that_prefect_has_again_is_not_pressed_again(
+    named: World, signed: Signed, agents: Any, api: Api
+) -> None:
+    """Its database may end with what Resume made on Ready: that does not finish what is Activated by now."""
+    agent = agents.start(named, **api.environment)
+    agent.client.process_sw_package(agent.client.transfer(signed.path("good")))
+    api.wait_for(named, "Ready", "PAUSED")
+    api.resume(named)
+    agent.wait_for("Activated")
+    api.wait_for(named, "Activated", "PAUSED")
+    assert agent.kill(signal.SIGTERM) == 0
+    told = ["Processing", "Ready", "Running", "Activating", "Verifying", "Activated"]
+    assert api.states(named) == told
+    api.lose(api.runs(named)[-1]["id"], "Running")
+    agent = agents.start(named, **api.environment)
+    api.wait_for(named, "Activated", "PAUSED")
+    assert agent.wait_for("Activated")
+    assert api.states(named) == told
+    api.resume(named)  # a button that is pressed now is one
+    api.wait_for(named, "Idle", "COMPLETED")
+    assert agent.kill(signal.SIGTERM) == 0
+
+
+def test_a_button_that_was_pressed_while_the_agent_was_away(
+    named: World, signed: Signed, agents: Any, api: Api
+) -> None:
+    agent = agents.start(named, **api.environment)
+    agent.client.process_sw_package(agent.client.transfer(signed.path("good")))
+    api.wait_for(named, "Ready", "PAUSED")
+    assert agent.kill(signal.SIGTERM) == 0
+    api.resume(named)
+    agent = agents.start(named, **api.environment)
+    api.wait_for(named, "Activated", "PAUSED")
+    assert agent.kill(signal.SIGTERM) == 0
+
+
+def test_the_end_of_a_former_session_that_prefect_lost(named: World, signed: Signed, agents: Any, api: Api) -> None:
+    """The history has it. A run that only has the same device's name is left alone."""
+    agent = agents.start(named, **api.environment)
+    client = agent.client
+    show_update(agent, api, signed.path("good"))
+    client.go_back("previous-slot")
+    api.wait_for(named, "Ready", "PAUSED")
+    client.revert_processed_sw_packages()
+    api.wait_for(named, "Idle", "CANCELLED")
+    assert agent.kill(signal.SIGTERM) == 0
+    first, last = (run["id"] for run in api.runs(named))
+    api.lose(first, "Cleaning-Up")
+    other = api.copy_run(first, {"otaflow.session": "another"})
+    agent = agents.start(named, **api.environment)
+    api.wait_until(lambda: api.ask(f"flow_runs/{first}")["state"]["type"] == "COMPLETED", "the first one is open")
+    state = api.ask(f"flow_runs/{first}")["state"]
+    assert state["name"] == "Idle"
+    assert "kActivated" in state["message"]
+    assert agent.kill(signal.SIGTERM) == 0
+    assert api.ask(f"flow_runs/{last}")["state"]["type"] == "CANCELLED"
+    assert api.ask(f"flow_runs/{other}")["state"]["type"] == "RUNNING"
+
+
+def test_the_place_of_the_phases_that_prefect_lost(named: World, signed: Signed, agents: Any, api: Api) -> None:
+    agent = agents.start(named, **api.environment)
+    client = agent.client
+    client.process_sw_package(client.transfer(signed.path("good")))
+    api.wait_for(named, "Ready", "PAUSED")
+    client.revert_processed_sw_packages()
+    api.wait_for(named, "Idle", "CANCELLED")
+    client.process_sw_package(client.transfer(signed.path("good")))
+    api.wait_for(named, "Ready", "PAUSED")
+    place = api.phases(named)[-1]["parent_task_run_id"]
+    api.ask(f"task_runs/{place}", method="DELETE")
+    client.activate()
+    api.wait_for(named, "Activated", "PAUSED")
+    client.finish()
+    api.wait_for(named, "Idle", "COMPLETED")
+    names = [phase["name"].partition(": ")[2] for phase in api.phases(named)]
+    assert names[-3:] == ["activate", "verify", "clean up"]
     assert agent.kill(signal.SIGTERM) == 0

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 from agent_rig import Signed, in_thread
-from prefect_ui import SECONDS, Api, remove_database, start_again, stop_server
+from prefect_ui import SECONDS, Api, remove_database, show_update, start_again, stop_server
 from update_world import World
 
 from otaflow.cli.demo_site import Site
 from otaflow.errors import ProcessSwPackageCancelled
+from otaflow.journal import now
 
 REVERTED = ["Processing", "Ready", "Cleaning-Up", "Idle"]
 FINISHED = ["Processing", "Ready", "Activating", "Verifying", "Activated", "Cleaning-Up", "Idle"]
@@ -31,7 +32,7 @@ def own_site(tmp_path: Path) -> Iterator[Site]:
 
 @pytest.fixture
 def own_api(own_site: Site) -> Api:
-    return Api(f"{own_site.record['ui']}/api", own_site.folder / "client")
+    return Api(own_site)
 
 
 @pytest.mark.parametrize("end", [None, signal.SIGKILL], ids=["the same agent", "another agent after a kill"])
@@ -131,6 +132,25 @@ def test_the_database_goes_under_a_running_agent(
     assert own_api.states(named) == FINISHED[: FINISHED.index("Activated") + 1]
     own_api.resume(named)
     agent.wait_for("Idle")
+    own_api.wait_for(named, "Idle", "COMPLETED")
+    own_api.wait_until_none_runs(named)
+    assert agent.kill(signal.SIGTERM) == 0
+
+
+def test_it_has_lost_an_end_and_comes_later_than_the_agent(
+    named: World, signed: Signed, agents: Any, own_site: Site, own_api: Api
+) -> None:
+    """As on a device that starts both after a power cut: nothing is due to be told, and it looks all the same."""
+    agent = agents.start(named, **own_api.environment)
+    show_update(agent, own_api, signed.path("good"))
+    assert agent.kill(signal.SIGTERM) == 0
+    own_api.lose(own_api.runs(named)[-1]["id"], "Cleaning-Up")
+    own_api.lose(own_api.phases(named)[-1]["id"], "Running")
+    stop_server(own_site)
+    (named.device().nvm / "retention").write_text(f"{now()}\n")  # no phase of it that would tell the rest, too
+    agent = agents.start(named, **own_api.environment)
+    own_api.wait_until(lambda: "cannot tell Prefect now" in agent.log, "the agent has not tried")
+    start_again(own_site)
     own_api.wait_for(named, "Idle", "COMPLETED")
     own_api.wait_until_none_runs(named)
     assert agent.kill(signal.SIGTERM) == 0

@@ -148,14 +148,15 @@ def test_one_that_does_not_read_is_dropped_and_holds_nobody_up(
 def test_watch_ends_when_the_agent_stops(serve: Any, stub: Any) -> None:
     server = serve()
     with Client(socket=server.socket) as client, ThreadPoolExecutor() as pool:
-        seen = pool.submit(lambda: [status["status"] for status in client.watch()])
+        seen: list[str] = []
+        watching = pool.submit(lambda: seen.extend(status["status"] for status in client.watch()))
         wait_until(lambda: stub.feeds)
         wait_until(lambda: count(server) == 1)
         stub.go(State.PROCESSING)
-        wait_until(lambda: stub.feeds[0].queue.empty())
-        time.sleep(0.1)
+        wait_until(lambda: len(seen) == 2)
         server.stop()
-        assert seen.result() == ["Idle", "Processing"]
+        watching.result()
+        assert seen == ["Idle", "Processing"]
         with pytest.raises(Offline, match="cannot ask"):
             next(client.watch())
 

@@ -262,7 +262,7 @@ def test_fifty_pending_calls_do_not_use_the_threads_up(server: Any, client: Clie
 
 def test_blocks_that_wait_for_the_disk_do_not_hold_up_a_refusal(client: Client, stub: Any) -> None:
     disk = threading.Event()
-    stub.transfer_data = lambda *_: disk.wait(30) and 5
+    stub.transfer_data = lambda *_: disk.wait(120) and 5
     with ThreadPoolExecutor(40) as pool:
         pending = [pool.submit(client.transfer_data, "x", 1, b"block") for _ in range(40)]
         with pytest.raises(OperationNotPermitted):
@@ -275,12 +275,16 @@ def test_a_client_that_goes_away_does_not_stop_the_work(server: Any, client: Cli
     stub.state = State.READY
     with pytest.raises(httpx.ReadTimeout), httpx.Client(transport=httpx.HTTPTransport(uds=str(server.socket))) as http:
         http.post("http://ucm/ucm/Activate", timeout=0.3)
+    wait_until(lambda: stub.held)
     assert not stub.held[0][1].cancelled()
     stub.answer("Activate", State.VERIFYING)
     assert client.current_status()["status"] == "Verifying"
 
 
-def test_a_stop_lets_a_call_end_and_gives_up_waiting_for_others(serve: Any, stub: Any) -> None:
+def test_a_stop_lets_a_call_end_and_gives_up_waiting_for_others(
+    serve: Any, stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("otaflow.api.serve.GRACE", 60.0)
     server = serve()
     stub.state = State.READY
     with ThreadPoolExecutor() as pool, Client(socket=server.socket) as client:

@@ -58,7 +58,7 @@ def prefect(site: Site) -> Prefect:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
         assert not check or done.returncode == 0, done.stdout + done.stderr

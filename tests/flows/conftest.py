@@ -13,13 +13,13 @@ from poll_rig import Site
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED, temporary_settings
 from update_world import World
 
-from otaflow.flows import session
+from otaflow.flows import clients, session
 from otaflow.flows.drain import drain_prefect
 from otaflow.prefect_server import PROGRAM, server_environment
 from otaflow.repo import admin
 from otaflow.repo.certificates import make_authority
 
-START_SECONDS = 90
+START_SECONDS = 300
 PATIENCE = 120.0
 """A test is not about how fast the machine is."""
 
@@ -34,6 +34,7 @@ class Server:
         self.url = f"http://127.0.0.1:{port}/api"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         environment |= {**server_environment(home, self.url.removesuffix("/api")), "PREFECT_API_URL": self.url}
+        environment["PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED"] = "false"  # Scheduled is Scheduled, and never Late
         command = [*PROGRAM, str(port)]
         with (home / "log").open("w") as log:
             self.process = subprocess.Popen(
@@ -82,7 +83,8 @@ def shared_server(start_server: Callable[[], Server]) -> Server:
 @pytest.fixture
 def prefect_api(shared_server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Prefect's settings lead to a server of our own."""
-    monkeypatch.setattr(session, "PATIENCE_SECONDS", PATIENCE)
+    for module, name in ((session, "PATIENCE"), (session, "FLUSH"), (clients, "FIRST"), (clients, "READY")):
+        monkeypatch.setattr(module, f"{name}_SECONDS", PATIENCE)
     drain_prefect()  # its senders of events and logs stay with the server that they began with
     with temporary_settings({PREFECT_API_URL: shared_server.url, PREFECT_SERVER_EPHEMERAL_ENABLED: False}):
         yield shared_server.url

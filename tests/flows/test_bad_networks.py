@@ -220,7 +220,7 @@ def test_server_that_hangs(
         stack.enter_context(answering(monkeypatch, act))
         url = stack.enter_context(site.served())
         stack.callback(over.set)
-        site.configure(url, "timeout_seconds = 2\n")
+        site.configure(url, "timeout_seconds = 5\n")
         site.shows_one_of(failed_at(INSTALLED, box))
     is_fine_again(site, "Installed")
 

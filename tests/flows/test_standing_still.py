@@ -91,7 +91,7 @@ def test_a_phase_waits_once_and_not_for_long(server: Any, tmp_path: Path, monkey
         assert runs.run(count, {}) == 3
         wait_until_told(runs)
         os.kill(server.process.pid, signal.SIGSTOP)
-        monkeypatch.setattr(session, "PATIENCE_SECONDS", 0.5)
+        monkeypatch.setattr(session, "PATIENCE_SECONDS", 5)
         assert runs.run(count, {}) == 3
         asking = runs._asking
         assert asking.is_alive()

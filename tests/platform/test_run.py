@@ -85,8 +85,8 @@ def test_memory_is_bounded_and_every_line_is_heard() -> None:
 
 def test_a_time_limit_ends_the_whole_session(tmp_path: Path) -> None:
     script = f"trap '' TERM; setsid sleep 1000 & echo $! > {tmp_path}/pid; sleep 1000 & echo $! > {tmp_path}/pid2; wait"
-    with pytest.raises(CommandFailed, match=r"did not end within 0\.5 s") as caught:
-        run(["sh", "-c", script], timeout=0.5)
+    with pytest.raises(CommandFailed, match=r"did not end within 3 s") as caught:
+        run(["sh", "-c", script], timeout=3.0)
     assert caught.value.returncode == TIMED_OUT
     assert all(gone(int((tmp_path / name).read_text())) for name in ("pid", "pid2"))
 

@@ -261,17 +261,19 @@ def _bomb(handler: Any) -> None:
 
 
 BODIES = {
-    "endless": (_endless, RepositoryRefused, "more than the 100000 bytes"),
-    "slow body": (_dribble, Offline, "bytes a second"),
-    "slow head": (_dribble_head, Offline, "cannot fetch"),
-    "packed, unasked": (_bomb, RepositoryRefused, "gzip"),
+    "endless": (_endless, 20, RepositoryRefused, "more than the 100000 bytes"),
+    "slow body": (_dribble, 2, Offline, "bytes a second"),
+    "slow head": (_dribble_head, 0.3, Offline, "cannot fetch"),
+    "packed, unasked": (_bomb, 20, RepositoryRefused, "gzip"),
 }
 
 
-@pytest.mark.parametrize(("answer", "error", "why"), BODIES.values(), ids=BODIES)
-def test_hostile_body(answer: Any, error: Any, why: str, faulty: Any, first_root: Path, pki: Any) -> None:
+@pytest.mark.parametrize(("answer", "seconds", "error", "why"), BODIES.values(), ids=BODIES)
+def test_hostile_body(
+    answer: Any, seconds: float, error: Any, why: str, faulty: Any, first_root: Path, pki: Any
+) -> None:
     faulty.answer = answer
-    source = Source(url=faulty.url, root=first_root, ca=pki.ca_file, timeout_seconds=0.3)
+    source = Source(url=faulty.url, root=first_root, ca=pki.ca_file, timeout_seconds=seconds)
     with _transport(source) as way, pytest.raises(error, match=why):
         for _ in way.fetch(way.url("x"), 100_000):
             pass

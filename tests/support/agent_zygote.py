@@ -84,7 +84,7 @@ def _serve(job: dict[str, Any]) -> None:
         from otaflow.flows import session
         from otaflow.work import connect_prefect
 
-        session.PATIENCE_SECONDS = 120  # a test is not about how fast the machine is
+        session.PATIENCE_SECONDS = session.FLUSH_SECONDS = 120  # a test is not about how fast the machine is
         return connect_prefect(device)
 
     agent = Agent(device, connect if "PREFECT_API_URL" in job["env"] else None)

@@ -6,6 +6,7 @@ The services are run by our own supervisor, so this works wherever the tests do.
 import contextlib
 import http.client
 import json
+import re
 import shutil
 import socket
 import sqlite3
@@ -78,6 +79,12 @@ class AppWorld:
     def device(self) -> Device:
         """The device as a process that begins now sees it."""
         return Device(load(self.config))
+
+    def settle(self, seconds: float) -> None:
+        """So long a service has to run before it counts as up."""
+        text, count = re.subn("settle_seconds = .*", f"settle_seconds = {seconds}", self.config.read_text())
+        assert count == 1
+        self.config.write_text(text)
 
     # --- packages -------------------------------------------------------------------------------------------------
 
@@ -267,7 +274,7 @@ class LightWorld(AppWorld):
 
     def __init__(self, folder: Path, kind: str = "directories") -> None:
         super().__init__(folder, kind)
-        self.config.write_text(self.config.read_text().replace("settle_seconds = 0.5", "settle_seconds = 0.1"))
+        self.settle(0.1)
         self.data.mkdir(parents=True)
         with contextlib.closing(sqlite3.connect(self.data / "notes.db")) as database, database:
             database.executescript("CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT); PRAGMA user_version = 1;")

@@ -1,9 +1,12 @@
 """Prefect's API as its UI asks it, and its server, which can be stopped and started again."""
 
 import json
+import sqlite3
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,10 @@ SECONDS = 180.0
 class Api:
     """Prefect's API, asked as its UI asks it."""
 
-    def __init__(self, url: str, home: Path) -> None:
-        self.url = url
+    def __init__(self, site: Site) -> None:
+        """`site` has the server."""
+        url, home = f"{site.record['ui']}/api", site.folder / "client"
+        self.url, self.database = url, site.folder / "prefect" / "prefect.db"
         self.environment = {
             "PREFECT_API_URL": url,
             "PREFECT_HOME": str(home),
@@ -42,6 +47,12 @@ class Api:
                 if error.code != 503:  # SQLite has one writer; who comes second asks again
                     raise
                 time.sleep(0.1)
+
+    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
+        end = time.monotonic() + SECONDS
+        while not condition():
+            assert time.monotonic() < end, what
+            time.sleep(0.1)
 
     def runs(self, world: World) -> list[dict[str, Any]]:
         """The session runs of one test's device, the oldest first."""
@@ -104,14 +115,28 @@ class Api:
         self.ask(f"flow_runs/{run}/set_state", {"state": {"type": kind, "name": name}, "force": False})
 
     def lose(self, run: str, name: str) -> None:
-        """What Prefect's database in a power cut does: the run is in a state that it was in before."""
-        self.ask(f"flow_runs/{run}/set_state", {"state": {"type": "RUNNING", "name": name}, "force": True})
+        """What Prefect's database in a power cut does: what followed the run's last state of that name was never."""
+        with closing(sqlite3.connect(self.database, timeout=SECONDS)) as database, database:
+            found = "SELECT id, type, name, timestamp FROM flow_run_state WHERE flow_run_id = ? AND name = ?"
+            last = "ORDER BY timestamp DESC LIMIT 1"
+            state = database.execute(f"{found} {last}", (run, name)).fetchone()
+            columns = "state_id = ?, state_type = ?, state_name = ?, state_timestamp = ?, end_time = NULL"
+            database.execute(f"UPDATE flow_run SET {columns} WHERE id = ?", (*state, run))
+            later = "DELETE FROM flow_run_state WHERE flow_run_id = ? AND timestamp > ?"
+            assert database.execute(later, (run, state[-1])).rowcount
 
     def phases(self, world: World) -> list[dict[str, Any]]:
         """The phases' runs of the device, the oldest first."""
         runs = {"tags": {"all_": ["otaflow", f"device:{name_of(world)}"]}, "deployment_id": {"is_null_": True}}
         found: list[dict[str, Any]] = self.ask("flow_runs/filter", {"flow_runs": runs, "sort": "START_TIME_ASC"})
         return found
+
+    def copy_run(self, run: str, labels: dict[str, str]) -> str:
+        """Another run of the same flow, with the same tags, as another device of that name would make it."""
+        like = self.ask(f"flow_runs/{run}")
+        state = {"type": "RUNNING", "name": "Processing"}
+        same = {name: like[name] for name in ("flow_id", "deployment_id", "tags")}
+        return str(self.ask("flow_runs/", {**same, "labels": labels, "state": state})["id"])
 
     def cancel(self, world: World) -> None:
         self.press(world, "CANCELLING", "Cancelling")
@@ -128,6 +153,17 @@ class Api:
                 return
             time.sleep(0.1)
         raise AssertionError(f"no line says {words!r}: {lines}")
+
+
+def show_update(agent: Any, api: Api, package: Path) -> None:
+    """A whole update by a client of `agent` (an AgentProcess), which Prefect knows to its end, phases included."""
+    client = agent.client
+    client.process_sw_package(client.transfer(package))
+    api.wait_for(agent.world, "Ready", "PAUSED")  # the agent is connected: what comes now is a run in Prefect
+    client.activate()
+    agent.wait_for("Activated")
+    client.finish()
+    api.wait_for(agent.world, "Idle", "COMPLETED")
 
 
 def name_of(world: World) -> str:

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from virtual_machine import VirtualMachine
-from vm_disk import make_disk
+from vm_disk import KINDS, make_disk
 from vm_parts import find_parts
 
 
@@ -34,4 +34,5 @@ def _boot(machine: VirtualMachine) -> None:
 
 
 if __name__ == "__main__":
-    find_booted(make_disk(find_parts()))
+    for kind in KINDS:
+        find_booted(make_disk(find_parts(), kind))

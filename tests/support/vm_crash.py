@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from vm_disk import LOADER_AT, LOADER_SIZE, SLOTS_AT, mounted
+from vm_disk import DEVICE_AT, LOADER_AT, SLOTS_AT, kind_of, mounted
 from write_log import Write, WriteLog
 
 from otaflow.errors import OtaflowError
@@ -30,8 +30,9 @@ from otaflow.records import read
 AROUND = 25
 """So many entries of the log before the flip, and after its end, belong to it."""
 VERSIONS = {"a": "1.0.0", "b": "1.1.0"}
-LOADER = range(LOADER_AT, LOADER_AT + LOADER_SIZE)
-assert LOADER.stop == SLOTS_AT
+VERSION, FILLING = "etc/version", "opt/filling"
+"""What the update changes in its slot."""
+LOADER = range(LOADER_AT, DEVICE_AT)
 
 
 class Violation(AssertionError):
@@ -85,12 +86,18 @@ def clone(source: Path, target: Path) -> Path:
 def look_at(image: Path, folder: Path) -> str:
     """Check what a power cut left; how Linux finds the boot target, and GRUB. Raises Violation."""
     seen = what_grub_sees(image)
+    loaded = {place: _debug(image, f"cat {place}", SLOTS_AT["b"]) for place in (FILLING, VERSION)}
     try:
         with mounted(image, folder) as (loader, top):
             environment = grubenv.read_block((loader / "grub/grubenv").read_bytes())
             target, by_grub = environment["otaflow_target"], seen.get("otaflow_target", "")
             _check_slot(top, target, environment["otaflow_promise"])
             _check_slot(top, by_grub or "a")
+            if by_grub == "b" and kind_of(image) == "partitions":
+                wrong = [
+                    place for place, content in loaded.items() if content != (top / "slots/b" / place).read_bytes()
+                ]
+                _require(not wrong, f"in slot b GRUB, which reads no journal, does not find {wrong}")
             _require(by_grub in (target, "a", ""), f"the target is {target}, and GRUB sees {by_grub}")
             flipped = _flip_is_done(top)
             if flipped:
@@ -132,13 +139,13 @@ def read_filling(top: Path) -> bytes:
 def _check_slot(top: Path, slot: str, promise: str | None = None) -> None:
     """It holds all of its version; what is promised, too."""
     tree = top / "slots" / slot
-    version = (tree / "etc/version").read_text().strip()
+    version = (tree / VERSION).read_text().strip()
     label = read_label(tree)
     _require((version, label.version) == (VERSIONS[slot], VERSIONS[slot]), f"slot {slot}: {version}, {label}")
     _require(promise in (None, label.generation), f"slot {slot} is not the promised one")
     if slot == "b":
         known = (top / "filling.sha256").read_text()
-        found = hashlib.sha256((tree / "opt/filling").read_bytes()).hexdigest()
+        found = hashlib.sha256((tree / FILLING).read_bytes()).hexdigest()
         _require(found == known, "slot b is not whole: the update's file is another one")
 
 
@@ -153,9 +160,9 @@ def _require(condition: bool, what: str) -> None:
         raise Violation(what)
 
 
-def _debug(image: Path, request: str) -> bytes:
-    """What debugfs finds in the boot loader's file system, which it does not change."""
-    look = ["debugfs", "-R", request, f"{image}?offset={LOADER_AT}"]
+def _debug(image: Path, request: str, place: int = LOADER_AT) -> bytes:
+    """What debugfs finds in the ext4 at that place of the disk, which it does not change."""
+    look = ["debugfs", "-R", request, f"{image}?offset={place}"]
     return subprocess.run(look, capture_output=True, check=False).stdout
 
 

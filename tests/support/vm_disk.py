@@ -1,11 +1,11 @@
-"""The disk of a virtual machine: GRUB, its environment, and a device of otaflow with two btrfs slots that boot.
+"""The disk of a virtual machine: GRUB, its environment, and a device of otaflow with two slots that boot.
 
-    image = make_disk(find_parts())     # no test changes it
+    image = make_disk(find_parts(), "btrfs")     # no test changes it
 
 MBR and two partitions: an ext4 with GRUB's menu and environment (/boot/loader inside), and a btrfs with everything else
 (its top is /device inside): `slots/a` and `slots/b`, the device's folder, and `programs`, otaflow and its Python
-packages, beside the slots. The system is 1.0.0; `updates` holds updates of it (UPDATES), each in a local repository
-package of its own, and the program that installs one.
+packages, beside the slots. Or four partitions, all ext4: the slots are the last two. The system is 1.0.0; `updates`
+holds updates of it (UPDATES), each in a local repository package of its own, and the program that installs one.
 """
 
 import os
@@ -13,33 +13,38 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 from vm_parts import PROJECT, Parts, compile_all, fingerprint, keep, run
 
 SECTOR = 512
 LOADER_AT, LOADER_SIZE = 2048 * SECTOR, 65536 * SECTOR
-SLOTS_AT = LOADER_AT + LOADER_SIZE
+DEVICE_AT = LOADER_AT + LOADER_SIZE
 DISK_SIZE = 3 * 2**30
-NAME, MODEL = "machine", "pc"
+SLOT_SIZE = 512 * 2**20
+SLOTS_AT = {"a": DISK_SIZE - 2 * SLOT_SIZE, "b": DISK_SIZE - SLOT_SIZE}
+"""Where the slots are that are partitions."""
+KINDS = ("btrfs", "partitions")
+NAME = "machine"
 GRUB = Path("/usr/lib/grub/i386-pc")
 GRUB_MODULES = (
     *("part_msdos", "part_gpt", "ext2", "btrfs", "biosdisk", "normal", "configfile", "search", "search_label"),
     *("loadenv", "serial", "terminal", "test", "echo", "linux", "reboot", "sleep", "halt"),
 )
-CONFIG = f"""
+CONFIG = """
 [device]
-name = "{NAME}"
-model = "{MODEL}"
-root = "/device"
+name = "machine"
+model = "pc"
+root = "{root}"
 
 [slots]
-kind = "btrfs"
-
+kind = "{kind}"
+{devices}
 [boot]
 kind = "grub"
-grubenv = "/boot/loader/grub/grubenv"
+grubenv = "{loader}/grub/grubenv"
 restart = ["systemctl", "reboot"]
 tries = 2
 
@@ -121,18 +126,25 @@ test ! -e /etc/sick || { cat /etc/sick; exit 1; }
 """
 
 
-def make_disk(parts: Parts) -> Path:
-    """The disk with the project as it is now; made when the project has changed since."""
+def make_disk(parts: Parts, kind: str) -> Path:
+    """The disk with slots of this kind (KINDS) and the project as it is now; made when that has changed since."""
     package = (PROJECT / "src" / "otaflow").resolve()
     shipped = [path for path in sorted(package.rglob("*")) if path.is_dir() and path.is_symlink()]
     sources = sorted(path for top in (package, *shipped) for path in top.resolve().rglob("*") if path.is_file())
     sources = [path for path in sources if "__pycache__" not in path.parts]
     mine = [Path(__file__).with_name(name) for name in ("vm_disk.py", "vm_agent.py", "vm_install.py")]
-    folder = keep("disk", fingerprint(*sources, *mine, more=str(parts)), lambda new: _make(new, parts))
+    folder = keep(f"{kind}-disk", fingerprint(*sources, *mine, more=str(parts)), lambda new: _make(new, parts, kind))
     return folder / "disk.raw"
 
 
-def grub_menu() -> str:
+def kind_of(image: Path) -> str:
+    """What the slots are on that disk."""
+    with image.open("rb") as disk:
+        disk.seek(446 + 2 * 16)
+        return "partitions" if any(disk.read(16)) else "btrfs"
+
+
+def grub_menu(kind: str) -> str:
     """The menu that is shipped, with what a device may change in it changed: it is seen on the serial console."""
     menu = (PROJECT / "deployments/grub/grub.cfg").read_text()
     for before, after in (
@@ -140,6 +152,7 @@ def grub_menu() -> str:
         ("^set timeout=.*$", "set timeout=0"),
         # a processor that gets little time fails the check of the timer: Linux panics then
         ("panic=10", "panic=1 console=ttyS0 no_timer_check"),
+        ("^set otaflow_partitions= ", f"set otaflow_partitions={'otaflow-' if kind == 'partitions' else ''} "),
     ):
         menu, count = re.subn(before, after, menu, flags=re.MULTILINE)
         assert count == 1, f"grub.cfg has no {before}"
@@ -148,58 +161,74 @@ def grub_menu() -> str:
 
 @contextmanager
 def mounted(image: Path, folder: Path, *options: str) -> Iterator[tuple[Path, Path]]:
-    """The disk's two file systems, at two folders in `folder`: the boot loader's, and the slots'."""
+    """The disk's file systems, at two folders in `folder`: the boot loader's, and all else, with `slots/a` and `b`."""
     loader, top = folder / "loader", folder / "top"
     for path in (loader, top):
         path.mkdir(exist_ok=True)
-    more = "".join(f",{option}" for option in options)
-    at = f"loop,noatime,offset={LOADER_AT},sizelimit={LOADER_SIZE}{more}"
-    run(["mount", "-t", "ext4", "-o", at, image, loader])
-    try:
-        run(["mount", "-t", "btrfs", "-o", f"loop,noatime,offset={SLOTS_AT}{more}", image, top])
-        try:
-            yield loader, top
-        finally:
-            run(["umount", top])
-    finally:
-        run(["umount", loader])
+    with ExitStack() as stack:
+
+        def mount(file_system: str, start: int, end: int, point: Path) -> None:
+            at = ["loop", "noatime", f"offset={start}", f"sizelimit={end - start}", *options]
+            run(["mount", "-t", file_system, "-o", ",".join(at), image, point])
+            stack.callback(run, ["umount", point])
+
+        mount("ext4", LOADER_AT, DEVICE_AT, loader)
+        if kind_of(image) == "btrfs":
+            mount("btrfs", DEVICE_AT, DISK_SIZE, top)
+        else:
+            mount("ext4", DEVICE_AT, SLOTS_AT["a"], top)
+            for slot, start in SLOTS_AT.items():
+                if (point := top / "slots" / slot).is_dir():
+                    mount("ext4", start, start + SLOT_SIZE, point)
+        yield loader, top
 
 
-def _make(folder: Path, parts: Parts) -> None:
+def _make(folder: Path, parts: Parts, kind: str) -> None:
     repository = _make_packages(folder)
     image = folder / "disk.raw"
     with image.open("wb") as file:
         file.truncate(DISK_SIZE)
-    _format(image)
+    _format(image, kind)
     _install_grub(image, folder)
     with mounted(image, folder) as (loader, top):
         (loader / "grub").mkdir()
-        (loader / "grub/grub.cfg").write_text(grub_menu())
+        (loader / "grub/grub.cfg").write_text(grub_menu(kind))
         run(["grub-editenv", loader / "grub/grubenv", "create"])
+        (top / "programs").mkdir()
         _copy_programs(top / "programs", parts)
         (top / "updates").mkdir()
         for path in [*folder.glob("*.nsr"), Path(__file__).with_name("vm_install.py")]:
             shutil.copy(path, top / "updates")
         system = folder / "system"
         run(["cp", "-a", "--reflink=auto", parts.system, system])
-        _finish_system(system, parts, repository)
-        _init_device(folder, system, loader, top)
+        _finish_system(system, parts, repository, kind)
+        _init_device(image, system, loader, top)
         shutil.rmtree(system)
     for name in ("loader", "top"):
         (folder / name).rmdir()
 
 
-def _format(image: Path) -> None:
-    table = f"label: dos\nstart={LOADER_AT // SECTOR},size={LOADER_SIZE // SECTOR},type=83,bootable\n"
-    run(["sfdisk", "--quiet", image], input=f"{table}start={SLOTS_AT // SECTOR},type=83\n")
-    make_loader = ["mkfs.ext4", "-q", "-L", "loader", "-E", f"offset={LOADER_AT}", image, f"{LOADER_SIZE // 1024}k"]
-    run(make_loader)
-    # mkfs.btrfs knows no offset: it formats a file of its own, which is copied into its place
+def _format(image: Path, kind: str) -> None:
+    ends = [LOADER_AT, DEVICE_AT, *(SLOTS_AT.values() if kind == "partitions" else ()), DISK_SIZE]
+    places = list(pairwise(ends))
+    lines = [f"start={start // SECTOR},size={(end - start) // SECTOR},type=83\n" for start, end in places]
+    run(["sfdisk", "--quiet", image], input="label: dos\n" + "".join(lines))
+    labels = ("loader", "otaflow", "otaflow-a", "otaflow-b")
+    for label, (start, end) in zip(labels, places, strict=False):
+        if label != "otaflow" or kind != "btrfs":
+            options = ["-q", "-L", label, "-E", f"offset={start},lazy_itable_init=0"]
+            run(["mkfs.ext4", *options, image, f"{(end - start) // 1024}k"])
+    if kind == "btrfs":
+        _format_btrfs(image)
+
+
+def _format_btrfs(image: Path) -> None:
+    """mkfs.btrfs knows no offset: it formats a file of its own, which is copied into its place."""
     slots = image.with_name("slots.raw")
     with slots.open("wb") as file:
-        file.truncate(DISK_SIZE - SLOTS_AT)
+        file.truncate(DISK_SIZE - DEVICE_AT)
     run(["mkfs.btrfs", "--quiet", "--label", "otaflow", slots])
-    place = ["bs=1M", f"seek={SLOTS_AT // 2**20}", "conv=notrunc,sparse"]
+    place = ["bs=1M", f"seek={DEVICE_AT // 2**20}", "conv=notrunc,sparse"]
     run(["dd", "status=none", f"if={slots}", f"of={image}", *place])
     slots.unlink()
 
@@ -218,7 +247,6 @@ def _install_grub(image: Path, folder: Path) -> None:
 
 def _copy_programs(folder: Path, parts: Parts) -> None:
     """otaflow as an installed package, and what it depends on."""
-    run(["btrfs", "subvolume", "create", folder])
     run(["cp", "-a", f"{parts.packages}/.", folder])
     run(["cp", "-rL", PROJECT / "src" / "otaflow", folder / "otaflow"])
     for cache in (folder / "otaflow").rglob("__pycache__"):
@@ -226,7 +254,7 @@ def _copy_programs(folder: Path, parts: Parts) -> None:
     compile_all(parts.system, folder / "otaflow")
 
 
-def _finish_system(system: Path, parts: Parts, repository: Path) -> None:
+def _finish_system(system: Path, parts: Parts, repository: Path, kind: str) -> None:
     """Make a plain Debian the first version of a device's system."""
     for folder in ("device", "boot/loader", "etc/otaflow", "var/lib/otaflow", "var/log/journal"):
         (system / folder).mkdir(parents=True, exist_ok=True)
@@ -234,7 +262,7 @@ def _finish_system(system: Path, parts: Parts, repository: Path) -> None:
         (system / name).unlink(missing_ok=True)
     shutil.copy(parts.kernel, system / "vmlinuz")
     shutil.copy(parts.initrd, system / "initrd.img")
-    (system / "etc/otaflow.toml").write_text(CONFIG)
+    (system / "etc/otaflow.toml").write_text(_configure(kind, "/device", "/boot/loader", ["/dev/vda3", "/dev/vda4"]))
     shutil.copy(repository / "public/metadata/1.root.json", system / "etc/otaflow/root.json")
     (system / "etc/version").write_text("1.0.0\n")
     (system / "etc/hostname").write_text(f"{NAME}\n")
@@ -283,16 +311,31 @@ def _arrange_units(system: Path) -> None:
                 (units / f"{target}.wants" / name).symlink_to(f"../{name}")
 
 
-def _init_device(folder: Path, system: Path, loader: Path, top: Path) -> None:
+def _configure(kind: str, root: str, loader: str, devices: list[str]) -> str:
+    return CONFIG.format(
+        kind=kind, root=root, loader=loader, devices=f"devices = {devices}\n" if kind == "partitions" else ""
+    )
+
+
+def _init_device(image: Path, system: Path, loader: Path, top: Path) -> None:
     """As `otaflow device init` does, on a machine that is off."""
     from otaflow.config import load
     from otaflow.platform.device import Device
+    from otaflow.platform.partitions import PartitionSlots
     from otaflow.platform.setup import init_device
 
-    config = folder / "otaflow.toml"
-    values = CONFIG.replace('"/device"', f'"{top}"').replace("/boot/loader", str(loader))
-    config.write_text(values)
-    init_device(Device(load(config)), system=system, name=NAME, version="1.0.0", configuration=None)
+    config = image.with_name("otaflow.toml")
+    with ExitStack() as stack:
+        devices = []
+        for start in SLOTS_AT.values() if kind_of(image) == "partitions" else ():
+            place = [f"--offset={start}", f"--sizelimit={SLOT_SIZE}"]
+            devices.append(run(["losetup", "--find", "--show", *place, image]).strip())
+            stack.callback(run, ["losetup", "--detach", devices[-1]])
+        config.write_text(_configure(kind_of(image), str(top), str(loader), devices))
+        device = Device(load(config))
+        init_device(device, system=system, name=NAME, version="1.0.0", configuration=None)
+        if isinstance(device.slots, PartitionSlots):
+            device.slots.close()
     config.unlink()
 
 
@@ -320,4 +363,5 @@ def _make_packages(folder: Path) -> Path:
 if __name__ == "__main__":
     from vm_parts import find_parts
 
-    print(make_disk(find_parts()))
+    for kind in KINDS:
+        print(make_disk(find_parts(), kind))

@@ -13,9 +13,10 @@ fail() {
 }
 
 while read -r module; do busybox insmod "/modules/$module" 2>/dev/null; done </modules/order
-flags=""
+label="" flags=""
 for word in $(busybox cat /proc/cmdline); do
     case "$word" in
+    root=LABEL=*) label="${word#root=LABEL=}" ;;
     rootflags=*) flags="${word#rootflags=}" ;;
     esac
 done
@@ -24,9 +25,14 @@ until [ -b /dev/vda2 ] || [ $tries -ge 200 ]; do
     busybox sleep 0.05
     tries=$((tries + 1))
 done
-[ -n "$flags" ] || fail "no slot is named"
-busybox mount -t btrfs -o "noatime,$flags" /dev/vda2 /newroot || fail "cannot mount the slot $flags"
-busybox mount -t btrfs -o noatime,subvolid=5 /dev/vda2 /newroot/device || fail "cannot mount the device's folder"
+case "$label $flags" in
+"otaflow subvol="*) slot=/dev/vda2 kind=btrfs top=subvolid=5 ;;
+"otaflow-a ") slot=/dev/vda3 kind=ext4 flags=rw top=rw ;;
+"otaflow-b ") slot=/dev/vda4 kind=ext4 flags=rw top=rw ;;
+*) fail "no slot is named: $label $flags" ;;
+esac
+busybox mount -t $kind -o "noatime,$flags" $slot /newroot || fail "cannot mount the slot $slot $flags"
+busybox mount -t $kind -o "noatime,$top" /dev/vda2 /newroot/device || fail "cannot mount the device's folder"
 busybox mount -t ext4 -o noatime /dev/vda1 /newroot/boot/loader || fail "cannot mount the boot loader's file system"
 for folder in dev proc sys; do busybox mount --move /$folder /newroot/$folder; done
 exec /bin/busybox switch_root /newroot /sbin/init

@@ -26,14 +26,20 @@ PROGRAMS = {
 
 
 @pytest.fixture(scope="session")
-def disk() -> Path:
+def kind() -> str:
+    """Where the slots are (vm_disk.KINDS): a test may ask for others."""
+    return "btrfs"
+
+
+@pytest.fixture(scope="session")
+def disk(kind: str) -> Path:
     """The disk image, with the project as it is."""
     if os.geteuid() != 0:
         pytest.skip("making a disk needs root")
     missing = [package for program, package in PROGRAMS.items() if not shutil.which(program)]
     if missing or not Path("/usr/lib/grub/i386-pc").exists():
         pytest.skip(f"machines in qemu need {' '.join([*missing, 'grub-pc-bin'])}")
-    return make_disk(find_parts())
+    return make_disk(find_parts(), kind)
 
 
 @pytest.fixture(scope="session")

@@ -5,10 +5,11 @@ machine ends on a good slot.
 import pytest
 from virtual_machine import VirtualMachine
 from vm_device import AGAIN, FALLBACK, FIRST, GIVEN_UP, SECOND, begin, check_kept, check_rolled_back, read_last
+from vm_disk import KINDS
 
 from otaflow.history import ACTIVATED
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.parametrize("kind", KINDS, scope="session")]
 
 
 def test_good_update(machine: VirtualMachine) -> None:

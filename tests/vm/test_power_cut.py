@@ -18,7 +18,7 @@ import pytest
 from virtual_machine import VirtualMachine
 from vm_crash import BUGS, VERSIONS, Bug, Violation, clone, find_flip, look_at, make_cuts, note_filling
 from vm_device import begin, check_kept
-from vm_disk import mounted
+from vm_disk import KINDS, mounted
 from write_log import WriteLog
 
 pytestmark = [pytest.mark.vm, pytest.mark.btrfs]
@@ -73,6 +73,7 @@ def recording(disk: Path, scratch: Path) -> Recording:
     return Recording(base, scratch / "log", scratch)
 
 
+@pytest.mark.parametrize("kind", KINDS, scope="session")
 def test_power_cut_during_the_flip(
     recording: Recording, tmp_path: Path, record_property: Callable[[str, Any], None]
 ) -> None:

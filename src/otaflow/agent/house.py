@@ -102,7 +102,8 @@ class House:
             self._try_again(now)
             self._expire()
             self._retain(datetime.now(UTC))
-            count_boot(self.ucm.device)  # where the disk was full at the start
+            if self.ucm.state is State.IDLE:
+                count_boot(self.ucm.device)  # where the disk was full at the start
         self._look_after(now)
 
     def _retain(self, now: datetime) -> None:
