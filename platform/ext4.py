@@ -7,23 +7,42 @@ which Linux replays when it mounts the file system after a power cut, and a boot
 import errno
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 
 EXT4_IOC_CHECKPOINT = 0x4004662B  # _IOW('f', 43, __u32), since Linux 5.14
-# another file system, or ext4 without a journal; not root, as in a test
-NO_JOURNAL = {errno.ENODEV, errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
+UNKNOWN = {errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL}
+NEEDLESS = {errno.ENODEV, errno.EPERM}
+"""There is no journal; we are not root, as in a test."""
 
 
 def show_to_boot_loaders(folder: Path) -> None:
-    """Have the file system of `folder` write what is in its journal to its place. OSError: it cannot.
+    """Have the file system of `folder`, all of which is synced, write what is in its journal to its place.
 
-    Linux before 5.14 cannot be asked to, and other file systems need not: nothing is done then.
+    OSError: it cannot. Other file systems need not.
     """
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.ioctl(fd, EXT4_IOC_CHECKPOINT, bytes(4))
     except OSError as error:
-        if error.errno not in NO_JOURNAL:
+        if error.errno in UNKNOWN:
+            _flush_device(os.fstat(fd).st_dev)
+        elif error.errno not in NEEDLESS:
             raise
     finally:
         os.close(fd)
+
+
+def _flush_device(number: int) -> None:
+    """What is in the journal is in the device's cache, too, for its place: an older Linux writes all of that.
+
+    Where no device is behind the file system (tmpfs, btrfs), there is nothing to do.
+    """
+    facts = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/uevent")
+    with suppress(FileNotFoundError):
+        values = dict(line.split("=", 1) for line in facts.read_text().splitlines())
+        fd = os.open(Path("/dev", values["DEVNAME"]), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

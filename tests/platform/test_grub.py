@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from grub import GRUB_CFG, GrubMachine, call
+from without_journal import CHECKPOINTS
 
 from otaflow.errors import BootTargetDamaged, OtaflowError
-from otaflow.platform import grubenv
+from otaflow.platform import ext4, grubenv
 from otaflow.platform.grub import GrubBoot
 
 OTHERS = {"saved_entry": "gnulinux", "odd": "back\\slash = two\nlines\\"}
@@ -146,8 +147,12 @@ def mounted(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
         subprocess.run(["umount", top], check=True)
 
 
-def test_grub_sees_the_change_though_it_does_not_read_the_journal(mounted: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("ioctl", CHECKPOINTS.values(), ids=CHECKPOINTS)
+def test_grub_sees_the_change_though_it_does_not_read_the_journal(
+    mounted: tuple[Path, Path], ioctl: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """debugfs reads an ext4 as GRUB does: as if there were no journal. The file system stays mounted."""
+    monkeypatch.setattr(ext4, "EXT4_IOC_CHECKPOINT", ioctl)
     image, top = mounted
     path = top / "grubenv"
     path.write_bytes(grubenv.empty_block())

@@ -11,10 +11,11 @@ import pytest
 import slot_kinds
 from recording_disk import Log, Rest, copy_sparse, recording, what_is_missing
 from slot_kinds import IMAGE_BYTES, NAMES, images, make_slots, partitions, why_not
-from without_journal import read_slots, read_tree
+from without_journal import CHECKPOINTS, read_slots, read_tree
 
 from otaflow.config import load
 from otaflow.errors import ConfigError, InsufficientMemory, OtaflowError
+from otaflow.platform import ext4
 from otaflow.platform import partitions as module
 from otaflow.platform.describe import describe
 from otaflow.platform.directories import FolderTrees
@@ -334,13 +335,15 @@ def test_an_image_of_the_same_name_in_another_mount_namespace(folder: Path) -> N
             other.communicate("end\n")
 
 
-def test_a_boot_loader_finds_what_is_synced(folder: Path) -> None:
+@pytest.mark.parametrize("ioctl", CHECKPOINTS.values(), ids=CHECKPOINTS)
+def test_a_boot_loader_finds_what_is_synced(folder: Path, ioctl: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """It reads the partition without its journal, whatever the disk loses that it was not told to flush.
 
     After a syncfs alone, which ext4 ends with writes that it does not flush, some of it is missing.
     """
     if missing := what_is_missing():
         pytest.skip(missing)
+    monkeypatch.setattr(ext4, "EXT4_IOC_CHECKPOINT", ioctl)
     image = images(folder)[1]
     live, log = folder / "live.img", folder / "log"
     copy_sparse(image, live)

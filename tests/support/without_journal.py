@@ -11,6 +11,10 @@ from pathlib import Path
 
 from recording_disk import Parts
 
+from otaflow.platform.ext4 import EXT4_IOC_CHECKPOINT
+
+CHECKPOINTS = {"Linux": EXT4_IOC_CHECKPOINT, "Linux before 5.14": 0x400466FF}
+"""The number of ext4's ioctl, and one that no ext4 knows."""
 Seen = dict[str, dict[str, str]]
 """Of each slot each path, and what is there."""
 
