@@ -11,11 +11,17 @@ from update_world import World
 from otaflow.errors import ProcessSwPackageCancelled
 
 
+def make_ready(agents: Any, world: World, signed: Signed, api: Api) -> Any:
+    """An agent that has processed a package, and Prefect knows of it."""
+    agent = agents.start(world, **api.environment)
+    agent.client.process_sw_package(agent.client.transfer(signed.path("good")))
+    api.wait_for(world, "Ready", "PAUSED")
+    return agent
+
+
 def test_resume_and_resume(named: World, signed: Signed, agents: Any, api: Api) -> None:
     """Resume on Ready activates, on Activated finishes: a whole update by two buttons."""
-    agent = agents.start(named, **api.environment)
-    agent.client.process_sw_package(agent.client.transfer(signed.path("good")))
-    api.wait_for(named, "Ready", "PAUSED")
+    agent = make_ready(agents, named, signed, api)
     api.resume(named)
     agent.wait_for("Activated")
     api.wait_for(named, "Activated", "PAUSED")
@@ -124,10 +130,8 @@ def test_killed_with_prefect(named: World, signed: Signed, agents: Any, api: Api
 
 def test_what_prefect_lost_in_a_power_cut_is_no_button(named: World, signed: Signed, agents: Any, api: Api) -> None:
     """Its database may lose its last commits: a run that is in an earlier state again was not resumed by anybody."""
-    agent = agents.start(named, **api.environment)
+    agent = make_ready(agents, named, signed, api)
     client = agent.client
-    client.process_sw_package(client.transfer(signed.path("good")))
-    api.wait_for(named, "Ready", "PAUSED")
     api.lose(api.runs(named)[-1]["id"], "Processing")
     api.wait_for(named, "Ready", "PAUSED")
     assert agent.wait_for("Ready")
@@ -166,9 +170,7 @@ def test_a_button_that_prefect_has_again_is_not_pressed_again(
     named: World, signed: Signed, agents: Any, api: Api
 ) -> None:
     """Its database may end with what Resume made on Ready: that does not finish what is Activated by now."""
-    agent = agents.start(named, **api.environment)
-    agent.client.process_sw_package(agent.client.transfer(signed.path("good")))
-    api.wait_for(named, "Ready", "PAUSED")
+    agent = make_ready(agents, named, signed, api)
     api.resume(named)
     agent.wait_for("Activated")
     api.wait_for(named, "Activated", "PAUSED")
@@ -188,9 +190,7 @@ def test_a_button_that_prefect_has_again_is_not_pressed_again(
 def test_a_button_that_was_pressed_while_the_agent_was_away(
     named: World, signed: Signed, agents: Any, api: Api
 ) -> None:
-    agent = agents.start(named, **api.environment)
-    agent.client.process_sw_package(agent.client.transfer(signed.path("good")))
-    api.wait_for(named, "Ready", "PAUSED")
+    agent = make_ready(agents, named, signed, api)
     assert agent.kill(signal.SIGTERM) == 0
     api.resume(named)
     agent = agents.start(named, **api.environment)
@@ -222,10 +222,8 @@ def test_the_end_of_a_former_session_that_prefect_lost(named: World, signed: Sig
 
 
 def test_the_place_of_the_phases_that_prefect_lost(named: World, signed: Signed, agents: Any, api: Api) -> None:
-    agent = agents.start(named, **api.environment)
+    agent = make_ready(agents, named, signed, api)
     client = agent.client
-    client.process_sw_package(client.transfer(signed.path("good")))
-    api.wait_for(named, "Ready", "PAUSED")
     client.revert_processed_sw_packages()
     api.wait_for(named, "Idle", "CANCELLED")
     client.process_sw_package(client.transfer(signed.path("good")))
