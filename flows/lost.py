@@ -1,14 +1,14 @@
 """What Prefect has lost: its SQLite database may lose its last commits in a power cut.
 
 The session's run is then in a state that it was in before, or in one that a button made and that was answered long ago.
-So the run's states are compared with what Prefect was told: what it lost is told again, and is no button.
+So the journal knows the id of the state that Prefect was told last: where Prefect knows it, nothing before it is lost,
+and another state came after it. (Their times say nothing: a clock may be set back.)
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import groupby
-from uuid import UUID
 
 from prefect.client.schemas.filters import (
     FlowFilter,
@@ -37,7 +37,7 @@ ENDED = "Prefect has lost how it ended: {}; the device's history has it"
 
 
 class Lost:
-    """Looks for what Prefect has lost of one device's runs. The caller sees to it that nothing is told meanwhile."""
+    """Looks for what Prefect has lost of one device's runs; nothing is told meanwhile, but in `left_open`."""
 
     def __init__(self, device: Device, telling: Telling) -> None:
         self._device, self._telling = device, telling
@@ -46,37 +46,32 @@ class Lost:
     def look_for_session(self) -> None:
         """A session whose run Prefect has lost is told it again, from its beginning; one that is over stays lost."""
         session = self._journal.session
-        if session.notes.get("run") and (found := self._telling.find_run(session)):
-            rest = {transition["to"] for transition in session.transitions[max(session.shown - 1, 0) :]}
-            if found.state and found.state.name not in rest:
-                self.tell_again(session, found.id)
+        if session.notes.get("run") and (run := self._telling.find_run(session)):
+            self.tell_again(session, run)
 
-    def tell_again(self, session: Session, run: UUID) -> bool:
-        """Whether Prefect has lost something that it was told of the session: then the rest is due again.
-
-        It has not when it knows the last two states, whatever a button made after them. (One is not enough: a session
-        may be Ready twice.)
-        """
-        told = [str(transition["to"]) for transition in session.transitions[: session.shown]]
-        states = sorted(self._client.read_flow_run_states(run), key=lambda state: state.timestamp)
-        names = [str(state.name) for state in states if state.name in list(State)]
-        if _last_two(names) == _last_two(told):
+    def tell_again(self, session: Session, run: FlowRun) -> bool:
+        """Whether Prefect has lost something that it was told of the session: then the rest is due again."""
+        last, found = session.notes.get("told"), run.state
+        if not session.shown or not found or str(found.id) == last:
             return False
-        places = [place for place, name in enumerate(told[:-1]) if [name] == names[-1:]]
-        log.warning("Prefect has lost what followed %s: it is told again", names[-1] if names else "the beginning")
-        self._journal.note(durable=False, of=session.id, shown=places[-1] + 1 if places else 0)
+        states = self._client.read_flow_run_states(run.id)
+        if last in [str(state.id) for state in states]:
+            return False
+        if not last and found.name not in list(State):
+            return False  # told by an otaflow that noted no ids: it looks like a button
+        told = [str(transition["to"]) for transition in session.transitions[: session.shown]]
+        known = _common_beginning(told[:-1], Counter(str(state.name) for state in states))
+        log.warning("Prefect has lost %s, which is told again", ", ".join(told[known:]))
+        self._journal.note(durable=False, of=session.id, shown=known, told="")
         return True
 
     def left_open(self) -> Iterator[Callable[[], None]]:
         """What closes the runs whose end Prefect was told and has lost: each is a request, or a few."""
         alone = FlowRunFilterDeploymentId(is_null_=True)  # not a session's run, and none of the deployed flows'
         for phase in self._find_open(deployment_id=alone):
-            if not self._telling.is_known(str(phase.id)):
-                yield partial(self._telling.close_cut_off, str(phase.id))
-        ends = self._ends()
+            yield partial(self._close_phase, str(phase.id))
         for run in self._find_open(flow=update_session.name):
-            if resolutions := ends.get(str(run.labels.get("otaflow.session"))):
-                yield partial(self._close_session, run.id, resolutions)
+            yield partial(self._close_session, run)
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
@@ -98,16 +93,26 @@ class Lost:
             limit=MOST,
         )
 
-    def _close_session(self, run: UUID, resolutions: list[str]) -> None:
-        good = set(resolutions) == {history.ACTIVATED}
+    def _close_phase(self, run: str) -> None:
+        if not self._telling.is_known(run):
+            self._telling.close_cut_off(run)
+
+    def _close_session(self, run: FlowRun) -> None:
+        resolutions = self._ends().get(str(run.labels.get("otaflow.session")))
+        if not resolutions:
+            return
         state: RunState[None] = RunState(
-            type=StateType.COMPLETED if good else StateType.FAILED,
+            type=StateType.COMPLETED if history.ACTIVATED in resolutions else StateType.FAILED,
             name=str(State.IDLE),
             message=ENDED.format(", ".join(resolutions)),
         )
-        self._client.set_flow_run_state(run, state, force=True)
+        self._client.set_flow_run_state(run.id, state, force=True)
 
 
-def _last_two(names: list[str]) -> list[str]:
-    """A state that was put back is there twice, and counts once."""
-    return [name for name, _ in groupby(names)][-2:]
+def _common_beginning(told: list[str], known: Counter[str]) -> int:
+    """How many states from the beginning on are known, each as often as it was told."""
+    for place, name in enumerate(told):
+        known[name] -= 1
+        if known[name] < 0:
+            return place
+    return len(told)

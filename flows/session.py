@@ -36,6 +36,8 @@ BREATH_SECONDS = 0.15
 PATIENCE_SECONDS = 8.0
 """How long a phase waits for its run, its turn to ask for it included."""
 FLUSH_SECONDS = 10.0
+CLOSE_SECONDS = 60.0
+"""How long it rests until runs that were left open are closed again, where that failed."""
 ASKS = "otaflow-asks"
 """The thread that asks for a phase's run."""
 
@@ -116,7 +118,7 @@ class PrefectRuns:
         expected = run_state(session, transition)
         expect_api(self.client)
         try:
-            found = self.client.read_flow_run(UUID(run)).state
+            shown = self.client.read_flow_run(UUID(run))
         except ObjectNotFound:
             with self._talking:
                 self.telling.forget(session, run)
@@ -126,10 +128,11 @@ class PrefectRuns:
             return None  # it went on meanwhile: that is no button
         if session.behind or session.notes.get("run") != run:
             return None  # it is being told anew
+        found = shown.state
         if found is None or (found.name, found.type) == (expected.name, expected.type):
             return None
         with self._talking:
-            lost = self._lost.tell_again(session, UUID(run))
+            lost = self._lost.tell_again(session, shown)
         if lost:
             self._due.set()
             return None
@@ -215,9 +218,9 @@ class PrefectRuns:
 
     def _go(self) -> None:
         """Tell what is due, until the end."""
-        closed = False
+        closed = tried = False
         while True:
-            self._due.wait()
+            self._due.wait(CLOSE_SECONDS if tried and not closed else None)
             ended = self._ended
             self._due.clear()
             try:
@@ -225,7 +228,9 @@ class PrefectRuns:
                     expect_api(self.client)
                     self._look()
                     self._tell()
-                    closed = closed or self._close_left_open()
+                    if not closed and not (tried and ended):
+                        tried = True
+                        closed = self._close_left_open()
             except Exception as error:
                 log.warning("cannot tell Prefect now: %s; it is told later", error)
                 if ended and not isinstance(error, OSError) and time.monotonic() < self._until:
@@ -243,10 +248,15 @@ class PrefectRuns:
             self._looked = True
 
     def _close_left_open(self) -> bool:
-        for close in self._lost.left_open():
-            self._turn.wait(PATIENCE_SECONDS)
-            with self._talking:
-                close()
+        """Whether that is done. What cannot be closed holds nothing up, and is tried again."""
+        try:
+            for close in self._lost.left_open():
+                self._turn.wait(PATIENCE_SECONDS)
+                with self._talking:
+                    close()
+        except Exception as error:
+            log.warning("cannot close runs that were left open in Prefect now: %s", error)
+            return False
         return True
 
     def _tell(self) -> None:

@@ -132,7 +132,7 @@ class Telling:
         log.warning("Prefect has lost the session's run: it gets a new one")
         self._flows.clear()
         self._sessions = None
-        self.journal.note(durable=False, of=session.id, run="", place="", shown=0)
+        self.journal.note(durable=False, of=session.id, run="", place="", shown=0, told="")
 
     def begin_phase(self, phase: Phase[..., Any], parameters: dict[str, Any]) -> FlowRun:
         """The phase's run, made as a subflow run of the session."""
@@ -193,11 +193,11 @@ class Telling:
         state = run_state(session, transition)
         if run := session.notes.get("run"):
             try:
-                self.client.set_flow_run_state(UUID(run), state, force=True)
+                told = self.client.set_flow_run_state(UUID(run), state, force=True).state
             except ObjectNotFound:
                 self.forget(session, run)
                 return
-            self.journal.note(durable=False, of=session.id, shown=number + 1)
+            self.journal.note(durable=False, of=session.id, shown=number + 1, told=str(told.id) if told else "")
         else:
             self._open(session, state)
         if transition["to"] == State.IDLE:
@@ -226,7 +226,8 @@ class Telling:
             idempotency_key=f"{self.name} {session.id}",
             state=state,
         )
-        self.journal.note(durable=False, of=session.id, run=str(run.id), shown=1, place="")
+        told = str(run.state.id) if run.state else ""
+        self.journal.note(durable=False, of=session.id, run=str(run.id), shown=1, told=told, place="")
         self._find_place(session)
 
     def _make_phase(self, phase: Phase[..., Any], parameters: dict[str, Any]) -> FlowRun:

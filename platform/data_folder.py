@@ -50,6 +50,10 @@ class DataFolder:
             files = (os.path.join(top, name) for top, _, names in os.walk(path) for name in names)
             return sum(os.lstat(file).st_size for file in files)
 
+    def sync(self) -> None:
+        with suppress(FileNotFoundError), hold_parent(self.path, self.root) as path:
+            sync_file_system(path.parent)
+
     def dump(self, target: Path) -> None:
         """A copy of the tree that shares data where it can; a `target` that is there already is replaced."""
         new = hidden(target, "dump")

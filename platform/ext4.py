@@ -36,10 +36,10 @@ def show_to_boot_loaders(folder: Path) -> None:
 def _flush_device(number: int) -> None:
     """What is in the journal is in the device's cache, too, for its place: an older Linux writes all of that.
 
-    Where no device is behind the file system (tmpfs, btrfs), there is nothing to do.
+    Where no device is behind the file system (tmpfs, btrfs) there is nothing to do, and as no root nothing can be.
     """
     facts = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/uevent")
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, PermissionError):
         values = dict(line.split("=", 1) for line in facts.read_text().splitlines())
         fd = os.open(Path("/dev", values["DEVNAME"]), os.O_RDONLY | os.O_CLOEXEC)
         try:

@@ -28,6 +28,8 @@ log = logging.getLogger("otaflow.postgresql")
 LONG = 24 * 3600.0
 """Seconds that a dump, and what reads it, may take; the caller's timeout is for what is soon done."""
 LONGEST_NAME = 63
+DURABLE = "-c synchronous_commit=on"
+"""What is answered is on the server's disk, whatever the server, the database or the user is set to."""
 MAINTENANCE = ("postgres", "template1")
 """Databases to connect to while ours is made, renamed or dropped."""
 OPTIONS = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "connect_timeout": "PGCONNECT_TIMEOUT"}
@@ -77,6 +79,11 @@ class PostgresDatabase:
         found = f"SELECT pg_database_size(datname) FROM pg_database WHERE datname = {_literal(self.name)}"
         with self._explain("measure"):
             return int(self._ask(found) or 0)
+
+    def sync(self) -> None:
+        """A server may answer before a commit is on its disk (`synchronous_commit`): after one that is, all are."""
+        with self._explain("sync"):
+            self._ask("SELECT pg_logical_emit_message(true, 'otaflow', 'sync')")  # a commit that writes something
 
     def dump(self, target: Path) -> None:
         """The database at one moment, whoever writes meanwhile; a `target` that is there is replaced as a whole."""
@@ -139,7 +146,7 @@ class PostgresDatabase:
     def _run_script(self, script: Path, timeout: float, cancelled: Callable[[], bool] | None) -> None:
         mark = f"otaflow-{uuid.uuid4()}"
         milliseconds = max(1, int(timeout * 1000))
-        environment = {"PGAPPNAME": mark, "PGOPTIONS": f"-c statement_timeout={milliseconds}"}
+        environment = {"PGAPPNAME": mark, "PGOPTIONS": f"{DURABLE} -c statement_timeout={milliseconds}"}
         try:
             self._psql(
                 self.name,
@@ -268,6 +275,7 @@ class PostgresDatabase:
     def _environment(self) -> dict[str, str]:
         """Where and who, for PostgreSQL's programs; the password is never among their arguments."""
         given = {"PGCLIENTENCODING": "UTF8", "PGCONNECT_TIMEOUT": str(max(2, int(self.timeout))), **self._options}
+        given["PGOPTIONS"] = DURABLE
         password = self._read_password()
         return {**given, "PGPASSWORD": password} if password else given
 

@@ -183,3 +183,6 @@ class Database(Protocol):
 
     def execute(self, script: Path, timeout: float, cancelled: Callable[[], bool] | None = None) -> None:
         """Run a SQL script, all or nothing. MigrationFailed with the statement that failed, or when time is over."""
+
+    def sync(self) -> None:
+        """Return when all that was written to it, by whomever, is on the disk."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from otaflow.errors import CommandFailed, DatabaseFailed, MigrationFailed
 from otaflow.files import fsync_file, fsync_folder
 from otaflow.platform import sqlite_copy
-from otaflow.platform.copying import PIECE, copy_file, copy_metadata, delete_tree
+from otaflow.platform.copying import PIECE, copy_file, copy_metadata, delete_tree, sync_file_system
 from otaflow.platform.directories import hidden
 from otaflow.platform.held import hold_parent, hold_private
 from otaflow.platform.open_files import find_users
@@ -55,6 +55,10 @@ class SqliteDatabase:
         with suppress(FileNotFoundError), hold_parent(self.path, self.root) as file:
             return sum(path.lstat().st_size for path in (file, _beside(file)[0]) if os.path.lexists(path))
         return 0
+
+    def sync(self) -> None:
+        with suppress(FileNotFoundError), hold_parent(self.path, self.root) as path:
+            sync_file_system(path.parent)
 
     def dump(self, target: Path) -> None:
         """A consistent copy, whoever writes meanwhile; a `target` that is there already is replaced as a whole.

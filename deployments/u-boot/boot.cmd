@@ -19,7 +19,8 @@ if test -z "${otaflow_slots}"; then setenv otaflow_slots /slots; fi
 if test -z "${otaflow_names}"; then setenv otaflow_names "a b"; fi
 if test -z "${otaflow_root}"; then setenv otaflow_root "LABEL=otaflow"; fi
 # panic: a kernel that cannot go on restarts, and the start was a try
-if test -z "${otaflow_options}"; then setenv otaflow_options "ro quiet panic=10"; fi
+# rw: a system that writes into its root; ro where /var and whatever else is written has a place of its own
+if test -z "${otaflow_options}"; then setenv otaflow_options "rw quiet panic=10"; fi
 # booti for arm64, bootz for arm
 if test -z "${otaflow_boot}"; then setenv otaflow_boot booti; fi
 

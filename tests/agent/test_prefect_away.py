@@ -144,6 +144,7 @@ def test_it_has_lost_an_end_and_comes_later_than_the_agent(
     agent = agents.start(named, **own_api.environment)
     show_update(agent, own_api, signed.path("good"))
     assert agent.kill(signal.SIGTERM) == 0
+    own_api.wait_until_none_runs(named)
     own_api.lose(own_api.runs(named)[-1]["id"], "Cleaning-Up")
     own_api.lose(own_api.phases(named)[-1]["id"], "Running")
     stop_server(own_site)

@@ -857,6 +857,28 @@ def test_the_client_of_a_driver_gets_the_password(postgres: PostgresRig) -> None
     assert url.query == {"host": str(postgres.cluster.folder)}
 
 
+def test_what_is_answered_is_on_the_servers_disk(postgres: PostgresRig) -> None:
+    """Also where the server's administrator takes what is faster: the next thing that we record relies on it."""
+    cluster = postgres.cluster
+    cluster.sql('ALTER ROLE "the app" SET synchronous_commit = off')
+    for setting in ("wal_writer_delay = '10s'", "wal_writer_flush_after = '1GB'"):
+        cluster.sql(f"ALTER SYSTEM SET {setting}")
+    cluster.sql("SELECT pg_reload_conf()")
+    try:
+        postgres.run("CREATE TABLE how AS SELECT current_setting('synchronous_commit') AS commit")
+        assert cluster.sql("SELECT commit FROM how", postgres.name) == "on"
+        how = {"user": "the app", "password": postgres.password}
+        cluster.sql("INSERT INTO how SELECT 'more' FROM generate_series(1, 1000)", postgres.name, **how)
+        written = cluster.sql("SELECT pg_current_wal_insert_lsn()")
+        assert cluster.sql(f"SELECT pg_current_wal_flush_lsn() < '{written}'") == "t"
+        postgres.database.sync()
+        assert cluster.sql(f"SELECT pg_current_wal_flush_lsn() >= '{written}'") == "t"
+    finally:
+        cluster.sql("ALTER SYSTEM RESET ALL")
+        cluster.sql("SELECT pg_reload_conf()")
+        cluster.sql('ALTER ROLE "the app" RESET ALL')
+
+
 def test_nothing_of_a_failed_migration_remains(postgres: PostgresRig) -> None:
     before = postgres.content()
     postgres.database.dump(postgres.dump)

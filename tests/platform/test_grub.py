@@ -207,7 +207,7 @@ def test_what_grub_starts(tmp_path: Path, variables: str, kernels: str, started:
         return
     slot, _, why = started.partition(" ")
     flags = f"otaflow.slot={slot}" + (" otaflow.trial=1" if why == "on trial" else "")
-    line = f"LINUX root=LABEL=otaflow rootflags=subvol=/slots/{slot} {flags} ro quiet panic=10"
+    line = f"LINUX root=LABEL=otaflow rootflags=subvol=/slots/{slot} {flags} rw quiet panic=10"
     assert f"{line} INITRD (hd1)/slots/{slot}/initrd.img BOOT" in announced
     if variables not in ("missing", "damaged", ""):
         assert make_boot(machine.environment).tries_left() == left
@@ -240,7 +240,7 @@ def test_slots_that_are_partitions(tmp_path: Path, variables: str, kernels: str,
         slot, _, why = started.partition(" ")
         disk = "(hd2)" if slot == "b" and not missing else "(hd1)"
         trial = " otaflow.trial=1" if why == "on trial" else ""
-        line = f"LINUX root=LABEL=otaflow-{slot} otaflow.slot={slot}{trial} ro quiet panic=10"
+        line = f"LINUX root=LABEL=otaflow-{slot} otaflow.slot={slot}{trial} rw quiet panic=10"
         assert f"{line} INITRD {disk}/initrd.img BOOT" in announced
 
 

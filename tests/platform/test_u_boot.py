@@ -136,7 +136,7 @@ def test_the_order_in_which_u_boot_tries(
     if tried:
         trial = " otaflow.trial=1" if count in (1, 3) and tried[-1] == target else ""
         flags = f"otaflow.slot={tried[-1]}{trial}"
-        line = f"root=LABEL=otaflow rootflags=subvol=/{place}/{tried[-1]} {flags} ro quiet panic=10"
+        line = f"root=LABEL=otaflow rootflags=subvol=/{place}/{tried[-1]} {flags} rw quiet panic=10"
         assert f"bootargs={line}\n" in machine.run("printenv bootargs")
 
 
@@ -166,7 +166,7 @@ def test_slots_that_are_partitions(
     assert "there is nothing to start" in said
     part = parts["ab".index(tried[-1])]
     trial = " otaflow.trial=1" if count == 1 and tried[-1] == target else ""
-    line = f"root=PARTUUID={DISK_ID}-{part:02} otaflow.slot={tried[-1]}{trial} ro quiet panic=10"
+    line = f"root=PARTUUID={DISK_ID}-{part:02} otaflow.slot={tried[-1]}{trial} rw quiet panic=10"
     assert f"bootargs={line}\n" in machine.run("printenv bootargs")
 
 

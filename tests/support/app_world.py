@@ -286,12 +286,13 @@ class LightWorld(AppWorld):
         *,
         before: str = "",
         sql: str = "",
+        script: str = "",
         last: str = "",
         units: bool = True,
         unit: str = "notes.service",
         **metadata: Any,
     ) -> Path:
-        """A package of it: an update of `before` that runs `sql`.
+        """A package of it: an update of `before` that runs `sql`, or `script` on the folder `words` of its data.
 
         `last` is a line of its program, `units` whether it has a service, `unit` that one's name.
         """
@@ -324,12 +325,22 @@ class LightWorld(AppWorld):
             (source / "files/migrations/up.sql").write_text(sql)
             database = {"kind": "sqlite", "path": "notes.db"}
             values["migrations"] = [{"database": database, "sql": ["migrations/up.sql"]}]
+        if script:
+            (source / "files/migrations/up").write_text(script)
+            (source / "files/migrations/up").chmod(0o755)
+            database = {"kind": "files", "path": "words"}
+            values["migrations"] = [{"database": database, "program": ["migrations/up"]}]
         (source / "metadata").write_text(json.dumps(values))
         return self.finish(source, **metadata)
 
     def install_light(self) -> None:
         """Install 1.0.0."""
         self.install(self.action("1.0.0", self.build_light("1.0.0")))
+
+    def rows(self) -> dict[str, Any]:
+        """The words, too, where there are any."""
+        words = {path.name: path.read_text() for path in sorted((self.data / "words").glob("*"))}
+        return super().rows() | ({"words": words} if words else {})
 
     def wait_for_starts(self, count: int) -> list[str]:
         """The starts when there are so many: a program says so a moment after it began."""
