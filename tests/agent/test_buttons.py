@@ -188,6 +188,18 @@ def test_a_button_that_prefect_has_again_is_not_pressed_again(
     assert agent.kill(signal.SIGTERM) == 0
 
 
+def test_a_button_after_the_clock_was_set_back(named: World, signed: Signed, agents: Any, api: Api) -> None:
+    """By their times the first states come after the last ones: that is nothing that Prefect has lost."""
+    agent = make_ready(agents, named, signed, api)
+    api.set_clock_back(api.runs(named)[-1]["id"])
+    agent.client.activate()
+    api.wait_for(named, "Activated", "PAUSED")
+    api.resume(named)
+    api.wait_for(named, "Idle", "COMPLETED")
+    assert api.states(named).count("Verifying") == 1
+    assert agent.kill(signal.SIGTERM) == 0
+
+
 def test_a_button_that_was_pressed_while_the_agent_was_away(
     named: World, signed: Signed, agents: Any, api: Api
 ) -> None:
