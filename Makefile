@@ -8,11 +8,11 @@ CUTS ?= 5000
 # make test-machines CYCLES=200
 CYCLES ?= 200
 # so many test files at a time; 0: all in one process, as --pdb needs it
-JOBS ?= 2
+JOBS ?= 3
 
 help:
 	@echo "make demo       a good update, a sick one that is rolled back; ARGS=--keep leaves it all running"
-	@echo "make test       all tests, linters included; ARGS are pytest's, JOBS=2 files at a time"
+	@echo "make test       all tests, linters included; ARGS are pytest's, JOBS=3 files at a time"
 	@echo "make test-fast  the tests that need neither btrfs nor a Prefect server"
 	@echo "make test-power power cuts: every story at each of its moments and at CUTS=5000 others (docs/testing.md; root)"
 	@echo "make test-machines  CYCLES=200 updates of a machine with systemd in a row, every third one broken (root)"

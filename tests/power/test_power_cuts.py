@@ -7,8 +7,9 @@ from power_bugs import BUGS, Bug
 from power_stories import STORIES
 
 CUTS = {
-    ("restarting update", "btrfs"): 60,
-    ("restarting sick update", "btrfs"): 60,
+    ("restarting update", "btrfs"): 50,
+    ("restarting sick update", "btrfs"): 50,
+    ("migration by a program", "directories"): 20,
     ("system and application", "btrfs"): 60,
     ("sick application", "directories"): 40,
     ("good update", "directories"): 30,

@@ -78,7 +78,7 @@ def test_going_back_the_data_is_that_of_the_moment_it_was_stopped(service: AppWo
     with service.writing() as kept:
         while len(kept) < 20:
             time.sleep(0.01)
-        service.settle(5)
+        service.let_settle(5)
         with pytest.raises(HealthCheckFailed, match=why):
             service.install(service.action(version))
         reached = len(kept) + 20
@@ -322,7 +322,7 @@ def test_a_migration_that_hangs_is_ended(light: LightWorld) -> None:
 
 
 def test_a_service_that_flaps_has_failed(light: LightWorld) -> None:
-    light.settle(5)
+    light.let_settle(5)
     before = light.picture()
     update = light.update_light(last='case "$1" in *) sleep 0.02; echo "no luck" >&2; exit 0;; esac')
     with pytest.raises(HealthCheckFailed, match=r"notes\.service"):

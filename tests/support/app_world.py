@@ -80,7 +80,7 @@ class AppWorld:
         """The device as a process that begins now sees it."""
         return Device(load(self.config))
 
-    def settle(self, seconds: float) -> None:
+    def let_settle(self, seconds: float) -> None:
         """So long a service has to run before it counts as up."""
         text, count = re.subn("settle_seconds = .*", f"settle_seconds = {seconds}", self.config.read_text())
         assert count == 1
@@ -274,7 +274,7 @@ class LightWorld(AppWorld):
 
     def __init__(self, folder: Path, kind: str = "directories") -> None:
         super().__init__(folder, kind)
-        self.settle(0.1)
+        self.let_settle(0.1)
         self.data.mkdir(parents=True)
         with contextlib.closing(sqlite3.connect(self.data / "notes.db")) as database, database:
             database.executescript("CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT); PRAGMA user_version = 1;")

@@ -241,7 +241,9 @@ class CycleInside(SystemInside):
     def find_leavings(self) -> list[str]:
         """What no device at rest has: kept trees, dumps, extracted packages, reserves, mounts, loops, processes."""
         device = self.device()
-        found = [f"slots/{name}" for name in os.listdir(self.root / "slots") if name not in ("a", "b", ".kept")]
+        names = set(os.listdir(self.root / "slots")) - {"a", "b", ".kept"}
+        names -= {".#a.lck", ".#b.lck"}  # systemd-nspawn's, of the slot that runs as a machine
+        found = [f"slots/{name}" for name in sorted(names)]
         for folder in ("slots/.kept", "dumps", "cache/extracted", "cache/transfers"):
             found += [f"{folder}/{path.name}" for path in (self.root / folder).glob("*")]
         found += [f"applications/{name}" for name in os.listdir(self.root / "applications") if name != "notes"]
