@@ -57,9 +57,9 @@ class Lost:
         states = self._client.read_flow_run_states(run.id)
         if last in [str(state.id) for state in states]:
             return False
-        if not last and found.name not in list(State):
-            return False  # told by an otaflow that noted no ids: it looks like a button
         told = [str(transition["to"]) for transition in session.transitions[: session.shown]]
+        if not last and (found.name == told[-1] or found.name not in list(State)):
+            return False  # told by an otaflow that noted no ids: it is there, or looks like a button
         known = _common_beginning(told[:-1], Counter(str(state.name) for state in states))
         log.warning("Prefect has lost %s, which is told again", ", ".join(told[known:]))
         self._journal.note(durable=False, of=session.id, shown=known, told="")
@@ -70,8 +70,10 @@ class Lost:
         alone = FlowRunFilterDeploymentId(is_null_=True)  # not a session's run, and none of the deployed flows'
         for phase in self._find_open(deployment_id=alone):
             yield partial(self._close_phase, str(phase.id))
-        for run in self._find_open(flow=update_session.name):
-            yield partial(self._close_session, run)
+        sessions, ends = self._find_open(flow=update_session.name), self._ends()
+        for run in sessions:
+            if resolutions := ends.get(str(run.labels.get("otaflow.session"))):
+                yield partial(self._close_session, run, resolutions)
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
@@ -97,10 +99,7 @@ class Lost:
         if not self._telling.is_known(run):
             self._telling.close_cut_off(run)
 
-    def _close_session(self, run: FlowRun) -> None:
-        resolutions = self._ends().get(str(run.labels.get("otaflow.session")))
-        if not resolutions:
-            return
+    def _close_session(self, run: FlowRun, resolutions: list[str]) -> None:
         state: RunState[None] = RunState(
             type=StateType.COMPLETED if history.ACTIVATED in resolutions else StateType.FAILED,
             name=str(State.IDLE),

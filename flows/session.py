@@ -152,8 +152,7 @@ class PrefectRuns:
                 if why:
                     self.telling.write_log(session, (logging.WARNING, why, datetime.now(UTC)))
                 if not session.behind:
-                    state = run_state(session, session.transitions[-1])
-                    self.client.set_flow_run_state(UUID(session.notes["run"]), state, force=True)
+                    self.telling.tell_last(session)
         except Exception as error:
             log.warning("cannot put the session's state back in Prefect now: %s", error)
 
@@ -218,19 +217,19 @@ class PrefectRuns:
 
     def _go(self) -> None:
         """Tell what is due, until the end."""
-        closed = tried = False
+        again: float | None = 0.0
+        """When runs that were left open are to be closed; None: they are."""
         while True:
-            self._due.wait(CLOSE_SECONDS if tried and not closed else None)
-            ended = self._ended
+            self._due.wait(CLOSE_SECONDS if again else None)
             self._due.clear()
+            ended = self._ended
             try:
-                if self.behind() or not closed:
+                if self.behind() or again is not None:
                     expect_api(self.client)
                     self._look()
                     self._tell()
-                    if not closed and not (tried and ended):
-                        tried = True
-                        closed = self._close_left_open()
+                    if again is not None and time.monotonic() >= again and not (again and ended):
+                        again = None if self._close_left_open() else time.monotonic() + CLOSE_SECONDS
             except Exception as error:
                 log.warning("cannot tell Prefect now: %s; it is told later", error)
                 if ended and not isinstance(error, OSError) and time.monotonic() < self._until:
@@ -248,14 +247,23 @@ class PrefectRuns:
             self._looked = True
 
     def _close_left_open(self) -> bool:
-        """Whether that is done. What cannot be closed holds nothing up, and is tried again."""
+        """Whether that is done. What cannot be closed holds nothing else up, and is tried again."""
+        done = True
         try:
             for close in self._lost.left_open():
                 self._turn.wait(PATIENCE_SECONDS)
                 with self._talking:
-                    close()
+                    done = self._try(close) and done
         except Exception as error:
-            log.warning("cannot close runs that were left open in Prefect now: %s", error)
+            log.info("cannot look for runs that were left open in Prefect now: %s", error)
+            return False
+        return done
+
+    def _try(self, close: Callable[[], None]) -> bool:
+        try:
+            close()
+        except Exception as error:
+            log.info("cannot close a run that was left open in Prefect now: %s", error)
             return False
         return True
 

@@ -134,6 +134,12 @@ class Telling:
         self._sessions = None
         self.journal.note(durable=False, of=session.id, run="", place="", shown=0, told="")
 
+    def tell_last(self, session: Session) -> None:
+        """The session's present state once more: somebody else has set another one."""
+        state = run_state(session, session.transitions[-1])
+        told = self.client.set_flow_run_state(UUID(session.notes["run"]), state, force=True).state
+        self.journal.note(durable=False, of=session.id, told=str(told.id) if told else "")
+
     def begin_phase(self, phase: Phase[..., Any], parameters: dict[str, Any]) -> FlowRun:
         """The phase's run, made as a subflow run of the session."""
         try:

@@ -52,7 +52,8 @@ class DataFolder:
 
     def sync(self) -> None:
         with suppress(FileNotFoundError), hold_parent(self.path, self.root) as path:
-            sync_file_system(path.parent)
+            # the folder may be a mount point
+            sync_file_system(path if path.is_dir() and not path.is_symlink() else path.parent)
 
     def dump(self, target: Path) -> None:
         """A copy of the tree that shares data where it can; a `target` that is there already is replaced."""

@@ -28,8 +28,8 @@ log = logging.getLogger("otaflow.postgresql")
 LONG = 24 * 3600.0
 """Seconds that a dump, and what reads it, may take; the caller's timeout is for what is soon done."""
 LONGEST_NAME = 63
-DURABLE = "-c synchronous_commit=on"
-"""What is answered is on the server's disk, whatever the server, the database or the user is set to."""
+DURABLE = "-c synchronous_commit=local"
+"""What is answered is on the server's own disk, whatever the server, the database or the user is set to."""
 MAINTENANCE = ("postgres", "template1")
 """Databases to connect to while ours is made, renamed or dropped."""
 OPTIONS = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "connect_timeout": "PGCONNECT_TIMEOUT"}

@@ -11,8 +11,8 @@ from typing import Any
 from otaflow import progress
 from otaflow.errors import ConfigError, DatabaseFailed, InsufficientMemory, MigrationFailed, OtaflowError
 from otaflow.files import fsync_folder
-from otaflow.platform.copying import sync_file_system
 from otaflow.platform.device import Device, device
+from otaflow.platform.durable import sync_device
 from otaflow.platform.mirror import mirror
 from otaflow.platform.processes import find_processes
 from otaflow.platform.protocols import Database
@@ -77,9 +77,9 @@ def migrate(*, name: str, package: str, migrations: Migrations, folder: str, clo
     for number, migration in enumerate(migrations, 1):
         progress.tell("note", f"{number} of {len(migrations)}: {describe_database(migration['database'])}")
         _migrate(package, migration, Path(folder))
-    for spec in databases:  # a program seldom flushes what it writes
+    for spec in databases:  # a program seldom flushes what it writes, here or elsewhere
         open_database(here, spec).sync()
-    sync_file_system(here.configuration)
+    sync_device(here)
 
 
 @migrate.undo_called("revert migration data")

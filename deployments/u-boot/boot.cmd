@@ -12,7 +12,7 @@
 
 # --- what a device may set in its environment -----------------------------------------------------------------------
 
-# slots on partitions of their own: otaflow_device_a and otaflow_device_b, such as "mmc 0:2" and "mmc 0:3"
+# slots on partitions of their own: otaflow_device_a and otaflow_device_b, such as "mmc 0:3" and "mmc 0:4"
 # else otaflow_slots is their folder on the btrfs of otaflow_device, and otaflow_root is how Linux finds that
 if test -z "${otaflow_device}"; then setenv otaflow_device "${devtype} ${devnum}:${distro_bootpart}"; fi
 if test -z "${otaflow_slots}"; then setenv otaflow_slots /slots; fi

@@ -866,7 +866,7 @@ def test_what_is_answered_is_on_the_servers_disk(postgres: PostgresRig) -> None:
     cluster.sql("SELECT pg_reload_conf()")
     try:
         postgres.run("CREATE TABLE how AS SELECT current_setting('synchronous_commit') AS commit")
-        assert cluster.sql("SELECT commit FROM how", postgres.name) == "on"
+        assert cluster.sql("SELECT commit FROM how", postgres.name) == "local"
         how = {"user": "the app", "password": postgres.password}
         cluster.sql("INSERT INTO how SELECT 'more' FROM generate_series(1, 1000)", postgres.name, **how)
         written = cluster.sql("SELECT pg_current_wal_insert_lsn()")
