@@ -16,7 +16,7 @@ help:
 	@echo "make test-fast  the tests that need neither btrfs nor a Prefect server"
 	@echo "make test-power power cuts: every story at each of its moments and at CUTS=5000 others (docs/testing.md; root)"
 	@echo "make test-machines  CYCLES=200 updates of a machine with systemd in a row, every third one broken (root)"
-	@echo "make test-vm    real boots, in qemu with GRUB: 15 minutes, some more the first time (docs/testing.md; root)"
+	@echo "make test-vm    real boots, in qemu with GRUB: half an hour, some more the first time (docs/testing.md; root)"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     ruff's formatter"
 	@echo "make bench      the benchmarks"

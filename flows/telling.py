@@ -135,9 +135,12 @@ class Telling:
         self.journal.note(durable=False, of=session.id, run="", place="", shown=0, told="")
 
     def tell_last(self, session: Session) -> None:
-        """The session's present state once more: somebody else has set another one."""
-        state = run_state(session, session.transitions[-1])
-        told = self.client.set_flow_run_state(UUID(session.notes["run"]), state, force=True).state
+        """The session's present state once more, where somebody else has set another one."""
+        run, state = UUID(session.notes["run"]), run_state(session, session.transitions[-1])
+        found = self.client.read_flow_run(run).state
+        if found and (found.name, found.type) == (state.name, state.type):
+            return
+        told = self.client.set_flow_run_state(run, state, force=True).state
         self.journal.note(durable=False, of=session.id, told=str(told.id) if told else "")
 
     def begin_phase(self, phase: Phase[..., Any], parameters: dict[str, Any]) -> FlowRun:
