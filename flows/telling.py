@@ -141,7 +141,7 @@ class Telling:
         if found and (found.name, found.type) == (state.name, state.type):
             return
         told = self.client.set_flow_run_state(run, state, force=True).state
-        self.journal.note(durable=False, of=session.id, told=str(told.id) if told else "")
+        self.journal.note(durable=False, of=session.id, told=_id_of(told))
 
     def begin_phase(self, phase: Phase[..., Any], parameters: dict[str, Any]) -> FlowRun:
         """The phase's run, made as a subflow run of the session."""
@@ -206,7 +206,7 @@ class Telling:
             except ObjectNotFound:
                 self.forget(session, run)
                 return
-            self.journal.note(durable=False, of=session.id, shown=number + 1, told=str(told.id) if told else "")
+            self.journal.note(durable=False, of=session.id, shown=number + 1, told=_id_of(told))
         else:
             self._open(session, state)
         if transition["to"] == State.IDLE:
@@ -235,7 +235,7 @@ class Telling:
             idempotency_key=f"{self.name} {session.id}",
             state=state,
         )
-        told = str(run.state.id) if run.state else ""
+        told = _id_of(run.state)
         self.journal.note(durable=False, of=session.id, run=str(run.id), shown=1, told=told, place="")
         self._find_place(session)
 
@@ -278,6 +278,10 @@ class Telling:
         run = FlowRun.model_validate(answer.json())
         run.parameters = facts["parameters"]
         return run
+
+
+def _id_of(state: RunState[Any] | None) -> str:
+    return str(state.id) if state else ""
 
 
 def _ending(session: Session, event: str) -> StateType:

@@ -18,6 +18,7 @@ from own_machine import MachineFailed, run_machine
 from power_check import allowed_ends, check
 from power_stories import STORIES, Facts, Story, make, open_world, tell, tell_recovery
 from recording_disk import Log, Parts, Rest, copy_sparse, make_disk, memory_folder, recording
+from slot_kinds import NAMES
 from without_journal import read_slots
 
 TOP = Path("/mnt")
@@ -26,7 +27,6 @@ MIB = 2**20
 FILE_SYSTEMS = {"btrfs": "btrfs", "directories": "ext4", "ostree": "ext4", "partitions": "ext4"}
 PARTS = {"partitions": ((0, 416 * MIB), (416 * MIB, 48 * MIB), (464 * MIB, 48 * MIB))}
 """The main file system, and the two slots; of the other kinds all is on one."""
-SLOTS = ("a", "b")
 TELLS = 20
 """One of so many cuts is also told to a server of Prefect's, where the story is: that takes seconds."""
 
@@ -199,7 +199,7 @@ class Bench:
 def check_image(recorded: Recorded, image: Path, moment: int, folder: Path, *, tells: bool = False) -> list[str]:
     """What is wrong with the image of a cut when the log was `moment` long."""
     world = open_world(recorded.story, TOP, recorded.kind)
-    seen = read_slots(image, recorded.parts, SLOTS, folder)
+    seen = read_slots(image, recorded.parts, NAMES, folder)
     try:
         work = lambda: check(recorded.story, world, recorded.facts, moment, seen, tells=tells)  # noqa: E731
         wrong: list[str] = run_machine(image, TOP, work, parts=recorded.parts, log=folder / "output")
