@@ -14,6 +14,7 @@ import psutil
 import pytest
 from agent_rig import SECONDS, Rig, in_thread, running
 from poll_rig import Site
+from processes import has_ended
 from tiny_apps import MORE, build_app, install_app
 from update_world import Packages, World
 
@@ -230,7 +231,7 @@ def test_an_application_that_runs_is_waited_for(asked: tuple[Rig, Site], way: st
             rig.client.acknowledge_message("notes", message["id"])
         activated.result(SECONDS)
         rig.wait_for("Activated")
-        assert not program.is_running() or program.status() == psutil.STATUS_ZOMBIE, "what still ran was ended"
+        assert has_ended(program.pid), "what still ran was ended"
         rig.client.finish()
     finally:
         with suppress(psutil.NoSuchProcess):

@@ -12,6 +12,7 @@ import psutil
 import pytest
 from machine import PROJECT, Machine, make_root
 from machine_services import ServicesInside
+from processes import has_ended
 
 from otaflow.errors import ServiceFailed
 from otaflow.platform.systemd import SystemdServices
@@ -561,7 +562,7 @@ def test_a_machine_dies_with_its_test(new_machine: Callable[..., Machine], tmp_p
     finally:
         other.kill()
         other.communicate()
-    until(lambda: not init.is_running())
+    until(lambda: has_ended(init.pid))
     assert f"otaflow-{other.pid}" not in Path("/proc/mounts").read_text()
 
 
@@ -572,7 +573,7 @@ def test_a_machine_that_is_killed_has_what_was_written(new_machine: Callable[...
     init = machine.pid
     machine.kill()
     machine.kill()
-    assert not psutil.pid_exists(init)
+    assert has_ended(init)
     assert machine.path("/srv/file").read_text() == "kept\n"
     machine.boot()
     assert machine.run(["cat", "/srv/file"]) == (0, "kept\n")

@@ -6,24 +6,12 @@ import threading
 import time
 from pathlib import Path
 
-import psutil
 import pytest
+from processes import wait_ended
 
 from otaflow.errors import CommandFailed
 from otaflow.platform import run as module
 from otaflow.platform.run import CANCELLED, KEPT_OUTPUT, TIMED_OUT, run
-
-
-def gone(pid: int) -> bool:
-    """The process ends soon (or only its exit status waits)."""
-    for _ in range(500):
-        try:
-            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-                return True
-        except psutil.NoSuchProcess:
-            return True
-        time.sleep(0.01)
-    return False
 
 
 def test_output_and_status() -> None:
@@ -88,7 +76,7 @@ def test_a_time_limit_ends_the_whole_session(tmp_path: Path) -> None:
     with pytest.raises(CommandFailed, match=r"did not end within 3 s") as caught:
         run(["sh", "-c", script], timeout=3.0)
     assert caught.value.returncode == TIMED_OUT
-    assert all(gone(int((tmp_path / name).read_text())) for name in ("pid", "pid2"))
+    assert all(wait_ended(int((tmp_path / name).read_text())) for name in ("pid", "pid2"))
 
 
 def test_it_can_be_cancelled() -> None:
@@ -105,7 +93,7 @@ def test_a_listener_that_fails_ends_the_program(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError):
         run(["sh", "-c", f"echo $$ > {tmp_path}/pid; echo x; sleep 1000"], timeout=60, output=fail)
-    assert gone(int((tmp_path / "pid").read_text()))
+    assert wait_ended(int((tmp_path / "pid").read_text()))
 
 
 def test_a_descendant_that_keeps_the_pipe_is_not_waited_for(tmp_path: Path) -> None:
@@ -124,4 +112,4 @@ run(["sh", "-c", "trap '' TERM; echo $$ > " + sys.argv[1] + "; exec sleep 1000"]
     while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip()):
         time.sleep(0.01)
     process.kill()
-    assert gone(int((tmp_path / "pid").read_text()))
+    assert wait_ended(int((tmp_path / "pid").read_text()))

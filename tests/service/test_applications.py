@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from app_world import ADD_AUTHOR, SYSTEM, AppWorld, LightWorld, build_system
+from processes import has_ended
 from update_world import differences
 
 from otaflow.action import Action
@@ -339,7 +339,7 @@ def test_what_ignores_sigterm_is_killed(light: LightWorld) -> None:
     pid = start_orphan(stubborn)
     try:
         light.install(light.update_light())
-        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        assert has_ended(pid)
         assert light.device().applications.versions() == {"notes": "1.1.0"}
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -401,7 +401,7 @@ def test_data_is_not_brought_back_under_a_new_program_that_still_runs(light: Lig
         before = light.starts().count("1.0.0 on schema 1")
         try:
             ucm.rollback()
-            assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+            assert has_ended(pid)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

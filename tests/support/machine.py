@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
+from processes import wait_ended
 
 from otaflow.platform.run import clean_environment, run
 
@@ -238,11 +239,16 @@ class Machine:
         """End it at once, as with the plug pulled, except that nothing of what was written is lost."""
         if self._nspawn is None:
             return
+        inside: list[psutil.Process] = []
         with suppress(psutil.Error):
-            for process in psutil.Process(self._nspawn.pid).children(recursive=True):
+            inside = psutil.Process(self._nspawn.pid).children(recursive=True)
+        for process in inside:
+            with suppress(psutil.Error):
                 process.kill()
         self._nspawn.kill()
         self._nspawn.wait()
+        for process in inside:
+            assert wait_ended(process.pid), f"{process} does not end"
         self._nspawn = self._init = None
         for folder in _places(self.name):
             _remove_folders(folder)
