@@ -18,9 +18,9 @@ from statistics import median
 from bench import disk
 from otaflow.action import Action
 from otaflow.config import parse
+from otaflow.files import sync_file_system
 from otaflow.package.build import build
 from otaflow.package.extract import extract
-from otaflow.platform.copying import sync_file_system
 from otaflow.platform.device import Device
 from otaflow.platform.setup import init_device
 from otaflow.work import working

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from otaflow.errors import CommandFailed
-from otaflow.files import fsync_folder
-from otaflow.platform.copying import delete_tree, refuse_mounts, sync_file_system
+from otaflow.files import fsync_folder, sync_file_system
+from otaflow.platform.copying import delete_tree, refuse_mounts
 from otaflow.platform.directories import hidden, remove_folder
 from otaflow.platform.run import Completed, run
 

@@ -1,6 +1,5 @@
 """One entry of a file tree: copied with everything that `cp -a` keeps, compared, and whole trees deleted."""
 
-import ctypes
 import errno
 import os
 import re
@@ -115,20 +114,6 @@ def refuse_mounts(path: Path) -> None:
         if point == folder or point.startswith(folder + b"/"):
             where = os.fsdecode(point)
             raise OSError(errno.EBUSY, f"cannot remove {path}: a file system is mounted there (umount it first)", where)
-
-
-def sync_file_system(path: Path) -> None:
-    """Return when all that was written to the file system of `path` is on the disk: syncfs(2)."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        if not hasattr(libc, "syncfs"):
-            os.sync()
-        elif libc.syncfs(fd) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, f"cannot sync: {os.strerror(number)}", str(path))
-    finally:
-        os.close(fd)
 
 
 def has_same_content(one: Path, other: Path) -> bool:

@@ -9,9 +9,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from otaflow.errors import DatabaseFailed, MigrationFailed, OtaflowError
-from otaflow.files import fsync_folder, write_atomic
+from otaflow.files import fsync_folder, sync_file_system, write_atomic
 from otaflow.platform.btrfs import is_subvolume
-from otaflow.platform.copying import delete_tree, sync_file_system
+from otaflow.platform.copying import delete_tree
 from otaflow.platform.describe import describe
 from otaflow.platform.directories import copy_tree, hidden
 from otaflow.platform.exchange import exchange

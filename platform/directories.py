@@ -4,15 +4,8 @@ import os
 import stat
 from pathlib import Path
 
-from otaflow.files import fsync_folder
-from otaflow.platform.copying import (
-    copy_file,
-    copy_metadata,
-    copy_other,
-    delete_tree,
-    is_same_file,
-    sync_file_system,
-)
+from otaflow.files import fsync_folder, sync_file_system
+from otaflow.platform.copying import copy_file, copy_metadata, copy_other, delete_tree, is_same_file
 from otaflow.platform.run import run
 
 TIMEOUT = 3600.0

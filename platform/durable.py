@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from otaflow.platform.copying import sync_file_system
+from otaflow.files import sync_file_system
 from otaflow.platform.device import Device
 
 

@@ -9,16 +9,8 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from otaflow.files import fsync_file
-from otaflow.platform.copying import (
-    copy_file,
-    copy_metadata,
-    copy_other,
-    delete_tree,
-    is_same_file,
-    sync_file_system,
-    take_signature,
-)
+from otaflow.files import fsync_file, sync_file_system
+from otaflow.platform.copying import copy_file, copy_metadata, copy_other, delete_tree, is_same_file, take_signature
 from otaflow.platform.describe import describe, tree_digest
 from otaflow.platform.held import open_folder
 

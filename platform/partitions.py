@@ -18,8 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from otaflow.errors import OtaflowError
-from otaflow.files import fsync_file, fsync_folder, unfinished, write_atomic
-from otaflow.platform.copying import copy_file, copy_metadata, delete_tree, sync_file_system
+from otaflow.files import fsync_file, fsync_folder, sync_file_system, unfinished, write_atomic
+from otaflow.platform.copying import copy_file, copy_metadata, delete_tree
 from otaflow.platform.ext4 import show_to_boot_loaders
 from otaflow.platform.labels import FILE_NAME
 from otaflow.platform.mirror import mirror

@@ -16,9 +16,9 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from otaflow.errors import CommandFailed, DatabaseFailed, MigrationFailed
-from otaflow.files import fsync_file, fsync_folder
+from otaflow.files import fsync_file, fsync_folder, sync_file_system
 from otaflow.platform import sqlite_copy
-from otaflow.platform.copying import PIECE, copy_file, copy_metadata, delete_tree, sync_file_system
+from otaflow.platform.copying import PIECE, copy_file, copy_metadata, delete_tree
 from otaflow.platform.directories import hidden
 from otaflow.platform.held import hold_parent, hold_private
 from otaflow.platform.open_files import find_users

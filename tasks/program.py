@@ -11,8 +11,8 @@ from uuid import uuid4
 
 from otaflow import progress
 from otaflow.errors import ProcessedSoftwarePackageInconsistent
+from otaflow.files import sync_file_system
 from otaflow.platform import sandbox
-from otaflow.platform.copying import sync_file_system
 from otaflow.platform.device import device
 from otaflow.platform.labels import Label, read_label, write_label
 from otaflow.records import RESERVE

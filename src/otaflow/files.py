@@ -1,5 +1,6 @@
 """Writing files so that a power cut leaves the old content or the new one, never a mixture."""
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -18,6 +19,20 @@ def fsync_file(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_file_system(path: Path) -> None:
+    """Return when all that was written to the file system of `path` is on the disk: syncfs(2)."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if not hasattr(libc, "syncfs"):
+            os.sync()
+        elif libc.syncfs(fd) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, f"cannot sync: {os.strerror(number)}", str(path))
     finally:
         os.close(fd)
 

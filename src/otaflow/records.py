@@ -10,11 +10,12 @@ import json
 import os
 import zlib
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from otaflow.errors import JournalCorrupt
-from otaflow.files import fsync_folder, write_atomic
+from otaflow.files import fsync_folder, sync_file_system, write_atomic
 
 Record = dict[str, Any]
 RESERVE = "reserve"
@@ -138,7 +139,8 @@ def give_up_reserve(folder: Path) -> bool:
     for reserve in reserves:
         reserve.unlink(missing_ok=True)
     if reserves:
-        os.sync()  # on btrfs the room is there only then
+        with suppress(OSError):  # the write that follows says what is wrong
+            sync_file_system(folder)  # on btrfs the room is there only then
     return bool(reserves)
 
 

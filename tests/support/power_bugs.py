@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from otaflow.platform import copying, index
+from otaflow import files
+from otaflow.platform import index
 from otaflow.platform.device import device
 from otaflow.tasks.step import STEPS
 
@@ -58,7 +59,7 @@ def fill_the_journal_only() -> None:
 def flip_before_the_sync() -> None:
     """The boot target names the new system, and then that is synced."""
     flip = STEPS["flip_slot"]
-    do, sync = flip.do, copying.sync_file_system
+    do, sync = flip.do, files.sync_file_system
 
     def wrong(*arguments: Any, **named: Any) -> None:
         do(*arguments, **named)
@@ -74,7 +75,7 @@ def rewrite_in_place() -> None:
     def write_in_place(path: Path, content: bytes, mode: int = 0o644) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         os.write(fd, content[:40])
-        copying.sync_file_system(path.parent)
+        files.sync_file_system(path.parent)
         os.write(fd, content[40:])
         os.fsync(fd)
         os.close(fd)
