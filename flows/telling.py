@@ -136,7 +136,7 @@ class Telling:
 
     def tell_last(self, session: Session) -> None:
         """The session's present state once more, where somebody else has set another one."""
-        run, state = UUID(session.notes["run"]), run_state(session, session.transitions[-1])
+        run, state = UUID(session.notes["run"]), run_state(session, session.transitions[session.shown - 1])
         found = self.client.read_flow_run(run).state
         if found and (found.name, found.type) == (state.name, state.type):
             return
@@ -201,6 +201,8 @@ class Telling:
         transition = session.transitions[number]
         state = run_state(session, transition)
         if run := session.notes.get("run"):
+            if transition["to"] == State.IDLE:
+                self._log_states(session)
             try:
                 told = self.client.set_flow_run_state(UUID(run), state, force=True).state
             except ObjectNotFound:
@@ -209,17 +211,23 @@ class Telling:
             self.journal.note(durable=False, of=session.id, shown=number + 1, told=_id_of(told))
         else:
             self._open(session, state)
-        if transition["to"] == State.IDLE:
-            self._log_states(session)
 
     def _log_states(self, session: Session) -> None:
-        """The session's states as its log, with the times at which they really were."""
+        """The session's states as its log, with the times at which they really were.
+
+        Before the last state is told: that is told again until the log is there, too. What a server refuses is lost.
+        """
         lines = []
         for transition in session.transitions:
             state = run_state(session, transition)
             level = logging.WARNING if "error" in transition else logging.INFO
             lines.append((level, f"{state.name}: {state.message}", state.timestamp))
-        self.write_log(session, *lines)
+        try:
+            self.write_log(session, *lines)
+        except PrefectHTTPStatusError as error:
+            if error.response.status_code >= 500:
+                raise
+            log.warning("Prefect does not take the session's log: %s", error)
 
     def _open(self, session: Session, state: RunState[Any]) -> None:
         what = str(session.transitions[0].get("what") or "recovery")

@@ -46,7 +46,8 @@ for slot in ${otaflow_order} ${otaflow_names}; do
         setenv otaflow_tree
         setenv otaflow_uuid
         part uuid ${otaflow_from} otaflow_uuid
-        setenv otaflow_place "root=PARTUUID=${otaflow_uuid}"
+        # Linux finds a card later than it looks for its root, and no initial RAM disk waits for it
+        setenv otaflow_place "root=PARTUUID=${otaflow_uuid} rootwait"
     else
         setenv otaflow_from "${otaflow_device}"
         setenv otaflow_tree "${otaflow_slots}/${slot}"

@@ -51,6 +51,9 @@ def write_atomic(path: Path, content: bytes, mode: int = 0o644) -> None:
         with os.fdopen(fd, "wb", closefd=False) as file:
             file.write(content)
         os.fsync(fd)
+    except OSError:
+        os.unlink(new)  # on a full disk it takes room
+        raise
     finally:
         os.close(fd)
     os.replace(new, path)

@@ -13,6 +13,7 @@ At boot the journal is the truth. Its records, in the order in which they may ap
 An intent is *open* until it is undone or kept. Only the process that holds the device's lock may append.
 """
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ from uuid import uuid4
 from otaflow.action import Action
 from otaflow.records import Record, RecordFile
 from otaflow.ucm.states import RESTING, State
+
+log = logging.getLogger("otaflow.journal")
 
 COMPACT_BYTES = 256 * 1024
 """A journal larger than this starts anew at the next Idle; the history keeps what is past."""
@@ -279,7 +282,10 @@ class Journal:
         with self._writing:
             if self.file.path.stat().st_size > COMPACT_BYTES:
                 kept = [record for session in [*self.former, self.session] for record in _essence(session)]
-                self.file.replace([*kept, *({"kind": "note", "phase_run": run} for run in self.phase_runs)])
+                try:
+                    self.file.replace([*kept, *({"kind": "note", "phase_run": run} for run in self.phase_runs)])
+                except OSError as error:  # the session has ended, and is on the disk: nobody is told otherwise
+                    log.warning("the journal stays as long as it is until the next session's end: %s", error)
 
 
 def _essence(session: Session) -> Iterator[Record]:

@@ -60,9 +60,9 @@ class Server:
             self.process.wait()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Server]]:
-    """start_server() starts a Prefect server; all are ended at the end."""
+    """start_server() starts a Prefect server; all are ended with the file: also idle ones take time and memory."""
     started: list[Server] = []
 
     def start() -> Server:

@@ -10,9 +10,10 @@ from uuid import UUID
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.flow_engine import run_flow
 from prefect.states import Pending, Running, Scheduled
 
-from otaflow.agent.runner import Deployed, Runner
+from otaflow.agent.runner import LOST_TRIES, Deployed, Runner
 
 SECONDS = 120.0
 ran: list[str] = []
@@ -149,6 +150,72 @@ def test_what_was_cut_off(runner: Runner) -> None:
     wait(lambda: state_of(acted)[0] == "Crashed")
     assert "history" in state_of(acted)[1]
     assert ran == ["repeatable hello"] * 2
+
+
+def test_what_prefect_lost_is_made_anew(runner: Runner) -> None:
+    """Its database was damaged, or is another one now: without its deployments a device would never be polled again."""
+    runner.check_seconds = 0.2
+    former = register(runner)
+    runner.start()
+    wait(lambda: runner.known)
+    with get_client(sync_client=True) as client:
+        for id in former.values():
+            client.delete_deployment(id)
+    wait(lambda: runner.known and not set(runner.known) & set(former.values()))
+    ids = {one.flow.name.removeprefix("runner: "): id for id, one in runner.known.items()}
+    assert ids.keys() == former.keys()
+    run = make_run(ids["once"], parameters={"word": "anew"})
+    wait(lambda: state_of(run)[0] == "Completed")
+    assert ran == ["once anew"]
+
+
+@pytest.mark.parametrize("said", ["nothing", "no"])
+def test_a_run_that_was_taken_and_the_answer_lost(runner: Runner, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server has it Pending, where nothing looks for what is due; so also a person's button is not lost."""
+    monkeypatch.setattr("otaflow.agent.runner.AWAY_SECONDS", 0.1)
+    runner.check_seconds = 0.2
+    take, lost = runner._take, []
+
+    def take_and_lose(client: Any, run: Any) -> bool:
+        taken = take(client, run)
+        if lost:
+            return taken
+        lost.append(run.id)
+        if said == "nothing":
+            raise TimeoutError("no answer")
+        return False
+
+    runner._take = take_and_lose  # type: ignore[method-assign]
+    run = make_run(register(runner)["once"], parameters={"word": "pressed"})
+    runner.start()
+    wait(lambda: state_of(run)[0] == "Completed")
+    assert lost == [run]
+    assert ran == ["once pressed"]
+
+
+@pytest.mark.parametrize("fails", [1, 100])
+def test_a_run_that_the_engine_could_not_end(runner: Runner, fails: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What may be done again is; what acts each time anew is closed. Not for ever: an API may refuse it each time."""
+    tried: list[UUID] = []
+
+    def run_and_fail(flow: Any, **arguments: Any) -> Any:
+        run = arguments["flow_run"].id
+        tried.append(run)
+        if tried.count(run) > fails:
+            return run_flow(flow, **arguments)
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(run, Running(), force=True)
+        raise OSError("the API is away")
+
+    monkeypatch.setattr("otaflow.agent.runner.run_flow", run_and_fail)
+    ids = register(runner)
+    again, acted = make_run(ids["repeatable"]), make_run(ids["once"])
+    runner.start()
+    wait(lambda: state_of(acted)[0] == "Crashed")
+    wait(lambda: state_of(again)[0] in ("Completed", "Crashed"))
+    assert ran == (["repeatable hello"] if fails == 1 else [])
+    assert tried.count(acted) == 1
+    assert tried.count(again) == (2 if fails == 1 else LOST_TRIES + 1)
 
 
 def test_runs_at_the_start_are_made_once(prefect_api: str) -> None:

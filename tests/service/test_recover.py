@@ -1,5 +1,6 @@
 """`otaflow recover`: nothing to do, a torn or damaged journal, a session that waits for its client."""
 
+import errno
 import inspect
 import json
 import os
@@ -140,6 +141,23 @@ def test_the_journal_starts_anew_when_it_has_grown(world: World, quick: None, mo
     assert world.device().journal.state == "Idle"
     world.install(world.action("previous-slot"))
     assert world.device().running_system().version == "1.1.0"
+
+
+def test_a_disk_too_full_to_start_it_anew_keeps_the_old_one(world: World, quick: None, monkeypatch: Any) -> None:
+    """The session's end is on the disk by then: it is not told as a failure."""
+    monkeypatch.setattr("otaflow.journal.COMPACT_BYTES", 100)
+
+    def replace(self: Any, records: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr("otaflow.records.RecordFile.replace", replace)
+        world.install(world.up())
+    journal = world.device().nvm / "journal"
+    assert "intent" in {record["kind"] for record in read(journal)[0]}
+    assert world.device().journal.state == "Idle"
+    world.install(world.action("previous-slot"))
+    assert "intent" not in {record["kind"] for record in read(journal)[0]}
 
 
 # --- the history ------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import yaml
@@ -254,7 +254,7 @@ class AppWorld:
 
 LIGHT_PROGRAM = """#!/bin/sh
 # Says of which schema the database was that it was started on, and works on.
-echo "VERSION on schema $(od -An -tu1 -j63 -N1 "$1/notes.db" | tr -d ' ')" >> "$1/starts"
+echo "VERSION on schema $(SCHEMA | tr -d ' ')" >> "$1/starts"
 LAST
 while :; do sleep 1000 & wait; done
 """
@@ -272,10 +272,18 @@ class LightWorld(AppWorld):
     `data/starts` tells which version was ever started on which schema.
     """
 
-    def __init__(self, folder: Path, kind: str = "directories") -> None:
-        super().__init__(folder, kind)
+    schema = 'od -An -tu1 -j63 -N1 "$1/notes.db"'
+    """How the program learns it."""
+    database: ClassVar[dict[str, str]] = {"kind": "sqlite", "path": "notes.db"}
+
+    def __init__(self, folder: Path, kind: str = "directories", more: str = "") -> None:
+        super().__init__(folder, kind, more)
         self.let_settle(0.1)
         self.data.mkdir(parents=True)
+        self.make_database()
+
+    def make_database(self) -> None:
+        """The database of schema 1, with two notes."""
         with contextlib.closing(sqlite3.connect(self.data / "notes.db")) as database, database:
             database.executescript("CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT); PRAGMA user_version = 1;")
             database.executemany("INSERT INTO notes (text) VALUES (?)", [("first",), ("second",)])
@@ -299,7 +307,7 @@ class LightWorld(AppWorld):
         source = Path(tempfile.mkdtemp(dir=self.folder))
         for name in ("bin", "services", "migrations"):
             (source / "files" / name).mkdir(parents=True)
-        program = LIGHT_PROGRAM.replace("VERSION", version).replace("LAST", last)
+        program = LIGHT_PROGRAM.replace("VERSION", version).replace("SCHEMA", self.schema).replace("LAST", last)
         (source / "files/bin/notes").write_text(program)
         (source / "files/bin/notes").chmod(0o755)
         if units:
@@ -323,8 +331,7 @@ class LightWorld(AppWorld):
             values |= {"applies_to": {"versions": before}, "remove": [before]}
         if sql:
             (source / "files/migrations/up.sql").write_text(sql)
-            database = {"kind": "sqlite", "path": "notes.db"}
-            values["migrations"] = [{"database": database, "sql": ["migrations/up.sql"]}]
+            values["migrations"] = [{"database": self.database, "sql": ["migrations/up.sql"]}]
         if script:
             (source / "files/migrations/up").write_text(script)
             (source / "files/migrations/up").chmod(0o755)

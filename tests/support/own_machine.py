@@ -1,4 +1,4 @@
-"""A function run as on a machine of its own: its mounts and processes are its own and go with it, as at a power cut.
+"""A function run as on a machine of its own: mounts, shared memory and processes go with it, as at a power cut.
 
 The kernel gives it a boot id of its own; a device under test is mounted at the same place on every machine.
 """
@@ -18,7 +18,7 @@ from uuid import uuid4
 
 from recording_disk import Parts
 
-NEW_MOUNTS, NEW_PROCESSES = 0x00020000, 0x20000000
+NEW_MOUNTS, NEW_IPC, NEW_PROCESSES = 0x00020000, 0x08000000, 0x20000000
 DEVICES = Path("/media")
 """Where a machine's further parts are, on a tmpfs of its own."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -98,7 +98,7 @@ def _be_machine(disk: _Disk, work: Callable[[], Any], log: Path, writer: int) ->
 
 def _unshare() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(NEW_MOUNTS | NEW_PROCESSES):
+    if libc.unshare(NEW_MOUNTS | NEW_IPC | NEW_PROCESSES):
         raise OSError(ctypes.get_errno(), "cannot unshare")
 
 

@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -63,6 +64,62 @@ class Cluster:
         )
 
 
+def _as_nobody() -> tuple[str, ...]:
+    """PostgreSQL does not run as root."""
+    return ("--reuid=nobody", "--regid=nogroup", "--clear-groups") if os.geteuid() == 0 else ()
+
+
+def _environment(folder: Path, programs: Path) -> dict[str, str]:
+    return {"PATH": f"{programs}:{os.environ['PATH']}", "LANG": "C.UTF-8", "HOME": str(folder)}
+
+
+def create_cluster(folder: Path, programs: Path, *options: str) -> None:
+    """Make `folder/cluster` with `options` of initdb's; with root all in `folder` is nobody's then."""
+    us = _as_nobody()
+    if us:
+        for path in (folder, *folder.iterdir()):
+            shutil.chown(path, "nobody", "nogroup")
+    subprocess.run(
+        ["setpriv", *us, "--", "initdb", "-D", "cluster", "-U", ADMIN, *options],
+        cwd=folder,
+        env=_environment(folder, programs),
+        check=True,
+        capture_output=True,
+        timeout=SECONDS,
+    )
+
+
+def start_server(folder: Path, programs: Path, **settings: object) -> "subprocess.Popen[bytes]":
+    """The server of `folder/cluster`, ready: a socket in `folder`, no TCP; it dies with us, its log is `folder/log`."""
+    settings = {"listen_addresses": "", "unix_socket_directories": folder, "logging_collector": "off", **settings}
+    options = [word for key, value in settings.items() for word in ("-c", f"{key}={value}")]
+    postgres = [programs / "postgres", "-D", folder / "cluster", *options]
+    environment = _environment(folder, programs)
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(
+            ["setpriv", *_as_nobody(), "--pdeathsig", "KILL", "--", *postgres],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    end = time.monotonic() + SECONDS
+    ready = [programs / "pg_isready", "-q", "-h", folder]
+    while subprocess.run(ready, env=environment, check=False, timeout=SECONDS).returncode:
+        assert server.poll() is None, (folder / "log").read_text()
+        assert time.monotonic() < end, (folder / "log").read_text()
+        time.sleep(0.02)
+    return server
+
+
+def stop_server(server: "subprocess.Popen[bytes]") -> None:
+    """Cleanly, at once: who is connected is disconnected."""
+    server.send_signal(signal.SIGINT)
+    server.wait(SECONDS)
+
+
 @contextmanager
 def run_cluster() -> Iterator[Cluster]:
     """A new server for the block; with root it is nobody's.
@@ -71,61 +128,15 @@ def run_cluster() -> Iterator[Cluster]:
     """
     programs = find_programs()
     assert programs is not None
-    us = ("--reuid=nobody", "--regid=nogroup", "--clear-groups") if os.geteuid() == 0 else ()
     folder = Path(tempfile.mkdtemp(prefix="otaflow-pg-"))
-    environment = {"PATH": f"{programs}:{os.environ['PATH']}", "LANG": "C.UTF-8", "HOME": str(folder)}
     cluster = Cluster(folder, programs, secrets.token_hex(8))
     server: subprocess.Popen[bytes] | None = None
     try:
         (folder / "password").write_text(cluster._password)
-        if us:
-            for path in (folder, folder / "password"):
-                shutil.chown(path, "nobody", "nogroup")
-        create = ["initdb", "-D", "cluster", "-U", ADMIN, "-A", "scram-sha-256", "--pwfile=password", "--no-sync"]
-        subprocess.run(
-            ["setpriv", *us, "--", *create],
-            cwd=folder,
-            env=environment,
-            check=True,
-            capture_output=True,
-            timeout=SECONDS,
-        )
-        settings = {
-            "listen_addresses": "",
-            "unix_socket_directories": folder,
-            "fsync": "off",
-            "logging_collector": "off",
-        }
-        options = [word for key, value in settings.items() for word in ("-c", f"{key}={value}")]
-        command = [
-            "setpriv",
-            *us,
-            "--pdeathsig",
-            "KILL",
-            "--",
-            programs / "postgres",
-            "-D",
-            folder / "cluster",
-            *options,
-        ]
-        with (folder / "log").open("wb") as log:
-            server = subprocess.Popen(
-                command,
-                cwd=folder,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        end = time.monotonic() + SECONDS
-        while cluster.call("pg_isready", "-q").returncode:
-            assert server.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < end, (folder / "log").read_text()
-            time.sleep(0.05)
+        create_cluster(folder, programs, "-A", "scram-sha-256", "--pwfile=password", "--no-sync")
+        server = start_server(folder, programs, fsync="off")
         yield cluster
     finally:
         if server is not None:
-            server.send_signal(2)
-            server.wait(SECONDS)
+            stop_server(server)
         shutil.rmtree(folder, ignore_errors=True)

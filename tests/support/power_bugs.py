@@ -13,6 +13,7 @@ from typing import Any
 from otaflow import files
 from otaflow.platform import index
 from otaflow.platform.device import device
+from otaflow.platform.postgresql import PostgresDatabase
 from otaflow.tasks.step import STEPS
 
 
@@ -98,6 +99,11 @@ def forget_the_intent() -> None:
     )
 
 
+def believe_postgresql() -> None:
+    """A server that answers before a commit is on the disk is not asked for that."""
+    PostgresDatabase.sync = lambda self: None  # type: ignore[method-assign]
+
+
 def answer_too_early() -> None:
     """A new state is answered before it is on the disk."""
     from otaflow.journal import Journal
@@ -122,5 +128,11 @@ BUGS = (
     Bug("an undo skipped", "failing program", skip_an_undo, since="undo.run_update_program.before"),
     Bug("the intent not flushed", "good update", forget_the_intent),
     Bug("a state answered before it is durable", "good update", answer_too_early),
+    Bug(
+        "a migration that PostgreSQL has only answered",
+        "PostgreSQL by a program",
+        believe_postgresql,
+        since="migrate.done",
+    ),
     Bug("mounted nobarrier", "good update", options="nobarrier"),
 )

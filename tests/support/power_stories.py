@@ -18,6 +18,7 @@ from typing import Any
 
 from app_world import ADD_AUTHOR, LightWorld, build_system
 from own_machine import DEVICES, begin_boot
+from postgres_light import MIGRATE, PostgresLight
 from power_transfer import tell_transfers
 from update_world import FAILING, SICK, Packages, Picture, World
 
@@ -87,6 +88,8 @@ class Story:
     """Whether the machine really restarts, and the switch of the initial RAM disk chooses the slot."""
     in_prefect: bool = False
     """Whether it is told to a server of Prefect's, whose database is on the same disk."""
+    postgres: bool = False
+    """Whether the application's data is in PostgreSQL, whose files are on the same disk."""
 
     @property
     def of_slots(self) -> bool:
@@ -121,6 +124,20 @@ def migrated_by_a_program(world: LightWorld) -> list[Action]:
     return [world.action("1.1.0", package)]
 
 
+BY_PSQL = f"""#!/bin/sh
+exec psql -X -q -v ON_ERROR_STOP=1 -c "{MIGRATE}" "$OTAFLOW_DATABASE_URL"
+"""
+
+
+def postgres_by_sql(world: PostgresLight, **more: Any) -> list[Action]:
+    return [light(world, MIGRATE, **more)]
+
+
+def postgres_by_a_program(world: PostgresLight) -> list[Action]:
+    migrations = [{"database": world.database, "program": ["migrations/up"]}]
+    return [world.action("1.1.0", world.build_light("1.1.0", before="1.0.0", script=BY_PSQL, migrations=migrations))]
+
+
 def system_and_application(world: LightWorld) -> list[Action]:
     files = {"up.sql": "INSERT INTO notes (text) VALUES ('of the system');"}
     return [build_system(world, files=files, **OF_THE_SYSTEM), light(world)]
@@ -153,6 +170,9 @@ STORIES = {
         Story("application", lambda world: [light(world)], applications=True, turn="replace_files"),
         Story("migration by a program", migrated_by_a_program, applications=True, turn="replace_files"),
         Story("sick application", lambda world: [light(world, **UNWELL)], applications=True),
+        Story("PostgreSQL", postgres_by_sql, applications=True, postgres=True, turn="replace_files"),
+        Story("PostgreSQL by a program", postgres_by_a_program, applications=True, postgres=True, turn="replace_files"),
+        Story("sick on PostgreSQL", lambda world: postgres_by_sql(world, **UNWELL), applications=True, postgres=True),
         Story("system and application", system_and_application, applications=True, turn="flip_slot"),
         Story(
             "removal",
@@ -173,7 +193,8 @@ def open_world(story: Story, top: Path, kind: str) -> Any:
     """The story's world on the disk that is mounted at `top`."""
     folder = top / "w"
     if story.applications:
-        world = LightWorld.__new__(LightWorld)
+        kind_of_world = PostgresLight if story.postgres else LightWorld
+        world = kind_of_world.__new__(kind_of_world)
         world.folder, world.kind, world.config, world.port = folder, kind, folder / "otaflow.toml", 0
         return world
     return SystemWorld(folder, kind, Packages(top / "packages"))
@@ -182,7 +203,7 @@ def open_world(story: Story, top: Path, kind: str) -> Any:
 def make(story: Story, top: Path, kind: str) -> Facts:
     """Make the device with its past, and its packages; the facts are what it is and what is to be done."""
     if story.applications:
-        world: Any = LightWorld(top / "w", kind)
+        world: Any = (PostgresLight if story.postgres else LightWorld)(top / "w", kind)
         world.install_light()
     else:
         world = open_world(story, top, kind)

@@ -12,15 +12,19 @@ import os
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
     FlowRunFilter,
     FlowRunFilterDeploymentId,
     FlowRunFilterState,
@@ -43,6 +47,8 @@ AWAY_SECONDS = 15.0
 """How long an API that does not answer is left alone."""
 LOST_TRIES = 3
 """A run that was cut off so often is not begun again."""
+CHECK_SECONDS = 60.0
+"""How often Prefect is asked for what it cannot tell: whether it still has the deployments, and what hangs."""
 
 
 @dataclass(frozen=True)
@@ -117,12 +123,14 @@ class Runner:
         self.deployed = list(deployed)
         self.device = device
         self.sessions: UUID | None = None
-        self.look_seconds = look_seconds
+        self.look_seconds, self.check_seconds = look_seconds, CHECK_SECONDS
         self.known: dict[UUID, Deployed] = {}
         self._started = datetime.now(UTC).isoformat()
         self._ended = threading.Event()
         self._wake = threading.Event()
         self._lanes = {name: Lane(name, self._wake) for name in {one.lane for one in deployed}}
+        self._taken_up: Counter[UUID] = Counter()
+        self._check_at = 0.0
         self._context = contextvars.copy_context()  # Prefect's settings are found in it
         context = self._context.copy()
         self._thread = threading.Thread(target=context.run, args=(self._go,), name="otaflow-runner", daemon=True)
@@ -146,15 +154,37 @@ class Runner:
         while not self._ended.is_set():
             try:
                 with get_client(sync_client=True) as client:
-                    if not self.known:
-                        self._begin(client)
+                    self._check_at = 0.0  # who knows what became of the last request
                     while not self._ended.is_set():
-                        if not self._look(client):
+                        if time.monotonic() >= self._check_at:
+                            self._check(client)
+                        if self._look(client):
+                            self._take_up(client, self.known)  # what ended may not have been able to say so
+                        else:
                             self._wake.wait(self.look_seconds)
                         self._wake.clear()
             except Exception as error:
                 log.warning("cannot ask Prefect what is due: %s", error)
                 self._ended.wait(AWAY_SECONDS)
+
+    def _check(self, client: SyncPrefectClient) -> None:
+        """See to it that Prefect has the deployments, and that no run hangs that nobody executes."""
+        if self._is_registered(client):
+            self._take_up(client, self.known)
+        else:
+            self._begin(client)
+        self._check_at = time.monotonic() + self.check_seconds
+
+    def _is_registered(self, client: SyncPrefectClient) -> bool:
+        """Not at first, nor when a deployment was deleted, nor when Prefect's database is another one."""
+        if not self.known:
+            return False
+        ids = [*self.known, *([self.sessions] if self.sessions else [])]
+        found = client.read_deployments(deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=ids)))
+        if len(found) == len(ids):
+            return True
+        log.warning("Prefect has %d of this device's %d deployments: they are made anew", len(found), len(ids))
+        return False
 
     def _begin(self, client: SyncPrefectClient) -> None:
         """Once Prefect is there: all is registered, and what was cut off goes on."""
@@ -192,7 +222,11 @@ class Runner:
                 client.create_flow_run_from_deployment(id, tags=[*one.tags, "at-start"], idempotency_key=key)
 
     def _take_up(self, client: SyncPrefectClient, known: dict[UUID, Deployed]) -> None:
-        """The runs that were cut off: nobody else executes them, so they are executed again, or closed."""
+        """The runs that were cut off: nobody else executes them, so they are executed again, or closed.
+
+        By the device's end, or by Prefect's: it may have taken a run's new state, and not been able to answer.
+        """
+        in_hand = {lane.run.id for lane in self._lanes.values() if lane.run}
         cut_off = FlowRunFilter(
             deployment_id=FlowRunFilterDeploymentId(any_=list(known)),
             state=FlowRunFilterState(
@@ -201,12 +235,17 @@ class Runner:
         )
         for run in client.read_flow_runs(flow_run_filter=cut_off):
             assert run.state is not None
+            if run.id in in_hand:
+                continue
+            self._taken_up[run.id] += 1
+            tries = max(run.run_count, self._taken_up[run.id] - 1)
+            began = run.run_count or not self.known  # what an earlier process had taken, it may have begun
             if run.state.type is StateType.CANCELLING:
                 state: Any = Cancelled(message="it was cut off")
-            elif run.deployment_id not in known or not known[run.deployment_id].again:
+            elif run.deployment_id not in known or (began and not known[run.deployment_id].again):
                 state = Crashed(message="it was cut off; the session's run and the history say how the device went on")
-            elif run.run_count > LOST_TRIES:
-                state = Crashed(message=f"it was cut off {run.run_count} times")
+            elif tries > LOST_TRIES:
+                state = Crashed(message=f"it was cut off {tries} times")
             else:
                 state = Scheduled(name="AwaitingRetry", message="it was cut off, and is begun again")
             client.set_flow_run_state(run.id, state, force=True)
@@ -244,7 +283,7 @@ class Runner:
         one = self.known[run.deployment_id]
         lane = self._lanes[one.lane]
         if lane.run is None and self._take(client, run):
-            lane.begin(run, self._execute, self._context.copy())
+            lane.begin(run, partial(self._execute, one.flow), self._context.copy())
         elif one.once and lane.run and lane.run.deployment_id == run.deployment_id:
             self._cancel(client, run, "another one was going on")
 
@@ -276,9 +315,7 @@ class Runner:
         pending: Any = Pending()
         return client.set_flow_run_state(run.id, pending).status == "ACCEPT"
 
-    def _execute(self, run: FlowRun) -> None:
-        assert run.deployment_id is not None
-        flow = self.known[run.deployment_id].flow
+    def _execute(self, flow: Flow[..., Any], run: FlowRun) -> None:
         try:
             result: Any = run_flow(flow, flow_run=run, parameters=run.parameters, return_type="state")
             if asyncio.iscoroutine(result):

@@ -18,6 +18,7 @@ from otaflow.ucm.states import State
 log = logging.getLogger("otaflow.agent")
 
 LOOK_SECONDS = 1.0
+FLUSH_SECONDS = 10.0
 AGAIN_SECONDS = 5.0
 """How long what Prefect could not be told waits until it is tried again."""
 
@@ -65,7 +66,7 @@ class Visible:
     def close(self) -> None:
         """Show what is due, and end."""
         self._ended.set()
-        self._thread.join()
+        self._thread.join(FLUSH_SECONDS)  # it may be asking a server that stands still
         self.runs.close()
 
     def _go(self) -> None:
@@ -97,4 +98,7 @@ class Visible:
                 self._ask(call, state)
             except UcmError as error:
                 why = f"{name} was refused: {error}"
+            except Exception as error:  # a disk that takes nothing more, say: the next button is heard all the same
+                log.exception("%s came to nothing", name)
+                why = f"{name} came to nothing: {error}"
         self.runs.put_back(why)

@@ -8,6 +8,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from otaflow.cli.common import ConfigFile
+from otaflow.patience import within
 from otaflow.work import load_device, prepare_prefect
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 DRAIN_SECONDS = 60.0
 """How long SIGTERM waits for work in hand; what is not done then is left to recovery, not taken back."""
+CLOSE_SECONDS = 30.0
+"""How long a server may take to close the runs that were cut off, before the rest is looked after again."""
 ANSWER_SECONDS = 20.0
 """How long the interface may take to show that it answers."""
 
@@ -72,10 +75,9 @@ def running_agent(device: "Device") -> "Iterator[Agent]":
 
 
 def _connect(device: "Device") -> "PrefectRuns":
+    from otaflow.deployments.cut_off import close_cut_off, queue_of
     from otaflow.work import connect_prefect
 
-    runs = connect_prefect(device)
-    from otaflow.deployments.cut_off import close_cut_off, queue_of
-
-    close_cut_off(queue_of(device.config.device.name))
-    return runs
+    # First what may fail: this is tried again and again, and each connection has a thread.
+    within(CLOSE_SECONDS, lambda: close_cut_off(queue_of(device.config.device.name)))
+    return connect_prefect(device)
