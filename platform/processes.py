@@ -77,13 +77,14 @@ def end_processes(
     What cannot be ended, or is started again and again, or was there when `cancelled()` became true, is returned.
     """
     asked: set[tuple[int, float]] = set()
-    killing = time.monotonic() + grace
-    while found := _find(folders, but):
+    killing, killed = time.monotonic() + grace, 0.0
+    while found := _find(folders, but) or _find(folders, but):  # the second look sees what began during the first
         now = time.monotonic()
-        if now > killing + KILL_SECONDS or (cancelled is not None and cancelled()):
+        if (killed and now > killed + KILL_SECONDS) or (cancelled is not None and cancelled()):
             break
         for process, one in found:
             _send(process, kill=now >= killing, asked=asked, key=(one.pid, one.started))
+        killed = killed or (now if now >= killing else 0.0)
         _wait([process for process, _ in found], POLL_SECONDS)
     return [one for _, one in found]
 

@@ -260,14 +260,15 @@ class SupervisedServices:
 
     def _sweep(self, name: str, known: dict[str, Any], seconds: float) -> None:
         asked: set[tuple[int, int]] = set()
-        killing = time.monotonic() + seconds
+        killing, killed = time.monotonic() + seconds, 0.0
         while left := self._leftovers(name, known):
             now = time.monotonic()
-            if now > killing + supervisor.KILL_SECONDS:
+            if killed and now > killed + supervisor.KILL_SECONDS:
                 raise ServiceFailed(f"cannot stop {name}: process {left[0].pid} does not end, not even when killed")
             for process in left:
                 if now >= killing:
                     send(process, signal.SIGKILL)
+                    killed = killed or now
                 elif (process.pid, process.started) not in asked:
                     send(process, signal.SIGTERM)
                 asked.add((process.pid, process.started))

@@ -298,14 +298,16 @@ class Supervisor:
                 with suppress(CannotStart, OSError, ValueError, KeyError):
                     self._run_command("ExecStop", command, deadline, even_stopping=True)
         asked: set[tuple[int, int]] = set()
+        killed = 0.0  # since when, not until when: this process may have stood still itself
         mixed = self._plan["kill_mode"] == "mixed"
         while family := read_family(os.getpid()):
             now = time.monotonic()
-            if now > deadline + KILL_SECONDS:
+            if killed and now > killed + KILL_SECONDS:
                 return family
             for process in family:
                 if now >= deadline:
                     send(process, signal.SIGKILL)
+                    killed = killed or now
                 elif process[::2] not in asked and (not mixed or process.pid == self._main):
                     send(process, self._plan["kill_signal"])
                     send(process, signal.SIGCONT)
@@ -560,7 +562,8 @@ def main(turn: int, folder: str, name: str) -> int:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.write(tells, b"b")
+        with suppress(OSError):
+            os.write(tells, b"b")
         os._exit(BUSY)
     path = os.path.join(folder, f"{name}.plan")
     with open(path) as file:
@@ -572,7 +575,8 @@ def main(turn: int, folder: str, name: str) -> int:
     prctl(PR_SET_NAME, TITLE.encode())
     supervisor.tell()
     os.close(turn)
-    os.write(tells, b"+")
+    with suppress(OSError):  # who started us may have been killed: the service goes on, and is found
+        os.write(tells, b"+")
     os.close(tells)
     # the starter's output is closed by now; from here on errors have nowhere to go but the log
     null = os.open("/dev/null", os.O_RDWR)

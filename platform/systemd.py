@@ -14,6 +14,7 @@ why a job failed, is in the unit's properties (`Result`, `ExecMainStatus`) and i
 """
 
 import logging
+import os
 import re
 import signal
 import time
@@ -467,9 +468,10 @@ def _pids(shown: Mapping[str, str]) -> tuple[int, ...]:
         return ()
     found: set[int] = set()
     for top in CGROUPS:
-        for file in Path(top, shown["ControlGroup"].lstrip("/")).rglob("cgroup.procs"):
-            with suppress(OSError):  # the group is just going
-                found.update(int(line) for line in file.read_text().split())
+        # os.walk: of a group that is just going it finds nothing, where Path.rglob raises
+        for folder, _, _ in os.walk(Path(top, shown["ControlGroup"].lstrip("/"))):
+            with suppress(OSError):
+                found.update(int(line) for line in Path(folder, "cgroup.procs").read_text().split())
     return tuple(sorted(found - {0}))  # 0: a process that is not in our namespace
 
 

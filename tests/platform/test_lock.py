@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from processes import has_ended
+from processes import wait_ended
 
 from otaflow.errors import Locked
 from otaflow.platform.lock import DeviceLock, end_left_over
@@ -70,7 +70,7 @@ def test_left_over_children_of_a_dead_owner_are_ended(tmp_path: Path, start_pyth
     owner.wait()
     assert child.is_running()
     with DeviceLock(tmp_path / "lock"):
-        assert has_ended(child.pid)
+        assert wait_ended(child.pid)
     waiter.close()
 
 
@@ -94,10 +94,10 @@ def test_a_new_owner_is_not_taken_for_the_dead_one_of_the_record(tmp_path: Path,
 
 def test_our_own_left_over_children_are_ended(tmp_path: Path) -> None:
     with DeviceLock(tmp_path / "lock") as lock:
-        run(["sh", "-c", f"sleep 1000 & echo $! > {tmp_path}/pid"], timeout=10)
+        run(["sh", "-c", f"sleep 1000 & echo $! > {tmp_path}/pid"], timeout=120)
         child = psutil.Process(int((tmp_path / "pid").read_text()))
         end_left_over(tmp_path / "lock")
-        assert has_ended(child.pid)
+        assert wait_ended(child.pid)
         assert lock.held
 
 

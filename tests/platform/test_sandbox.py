@@ -32,7 +32,7 @@ class Box:
         arguments: dict[str, object] = {
             "cwd": self.package,
             "env": {"A": str(self.running), "B": str(self.spare)},
-            "timeout": 30,
+            "timeout": 120,
             "writable": [self.spare, self.package],
             "protected": [self.root],
             "output": self.heard.append,
@@ -80,7 +80,11 @@ def test_no_process_outlives_it(box: Box, script: str) -> None:
 
 def test_a_time_limit(box: Box) -> None:
     script = f"setsid sh -c 'sleep 1000; :' {box.package} & echo on; sleep 1000"
-    assert box.run(script, timeout=3) == TIMED_OUT
+    for seconds in (3, 15, 75):  # how long it takes to get so far is the machine's affair
+        box.heard.clear()
+        assert box.run(script, timeout=seconds) == TIMED_OUT
+        if box.heard:
+            break
     assert box.heard == ["on"]
     end = time.monotonic() + 60
     while alive(box.package) and time.monotonic() < end:
@@ -199,9 +203,8 @@ run_program(["sh", "-c", script], cwd=folder, env={}, timeout=60, writable=[], p
     assert process.stdout.readline() == "on\n"
     process.kill()
     process.wait()
-    for _ in range(500):
-        if not alive(tmp_path):
-            break
+    end = time.monotonic() + 60
+    while alive(tmp_path) and time.monotonic() < end:
         time.sleep(0.01)
     assert alive(tmp_path) == []
 

@@ -8,7 +8,6 @@ import http.client
 import json
 import re
 import shutil
-import socket
 import sqlite3
 import tempfile
 import threading
@@ -22,6 +21,7 @@ import psutil
 import yaml
 
 from otaflow.action import Action
+from otaflow.cli.demo_site import lasting_port
 from otaflow.config import load
 from otaflow.package.build import build
 from otaflow.platform.describe import describe
@@ -62,7 +62,7 @@ class AppWorld:
         (folder / "etc").mkdir()
         (folder / "etc/notes.conf").write_text("greeting = hello\n")
         init_device(self.device(), system=system, name=SYSTEM, version="1.0.0", configuration=folder / "etc")
-        self.port = free_port()
+        self.port = lasting_port()
 
     @property
     def root(self) -> Path:
@@ -403,9 +403,3 @@ def build_system(
     (source / "metadata").write_text(json.dumps(values))
     build(source, source.with_suffix(".nsu"))
     return Action("up", SYSTEM, version, 1, package=str(source.with_suffix(".nsu")), facts={"from_version": "1.0.0"})
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -135,7 +135,7 @@ class Machine:
         self._nspawn: subprocess.Popen[bytes] | None = None
         self._init: psutil.Process | None = None
 
-    def boot(self, *, wait: bool = True, timeout: float = 60) -> None:
+    def boot(self, *, wait: bool = True, timeout: float = 180) -> None:
         """Start it; return when it has booted, or with `wait=False` as soon as commands can be run."""
         assert self._nspawn is None, "it is on already"
         _remove_litter()
@@ -187,38 +187,47 @@ class Machine:
         assert self._init.is_running(), "it is off"
         return self._init.pid
 
+    @property
+    def has_gone(self) -> bool:
+        """Whether it has gone down by itself, to start again, and nobody has taken note of that."""
+        return self._nspawn is not None and self._nspawn.poll() == REBOOTED
+
     def path(self, inside: str | Path) -> Path:
         """Where a file of the machine is outside; while it is on, its /run, /tmp and shares too. No symbolic links."""
         top = Path("/proc", str(self.pid), "root") if self._nspawn is not None else self.root
         return top / str(inside).lstrip("/")
 
-    def run(self, args: Sequence[str | Path], *, timeout: float = 60, env: Mapping[str, str] | None = None) -> Result:
+    def run(self, args: Sequence[str | Path], *, timeout: float = 180, env: Mapping[str, str] | None = None) -> Result:
         """Run a command inside, as root, in no service's cgroup. CommandFailed when it does not end in time."""
         enter = ["nsenter", "-t", str(self.pid), "-m", "-u", "-i", "-n", "-p", "-C", "--wdns=/"]
         enter += ["setpriv", f"--bounding-set={DROPPED}", "--inh-caps=-all", "--pdeathsig", "KILL", "--"]
         done = run([*enter, *args], timeout=timeout, env=env, check=False)
         return Result(done.returncode, done.output)
 
-    def check(self, args: Sequence[str | Path], *, timeout: float = 60, env: Mapping[str, str] | None = None) -> str:
+    def check(self, args: Sequence[str | Path], *, timeout: float = 180, env: Mapping[str, str] | None = None) -> str:
         """The output of a command that has to end well."""
         status, output = self.run(args, timeout=timeout, env=env)
         assert status == 0, f"{args}: status {status}: {output}"
         return output
 
-    def python(self, code: str | Path, *args: object, timeout: float = 60) -> Result:
+    def python(self, code: str | Path, *args: object, timeout: float = 180) -> Result:
         """Run code, or a script's file as it is seen inside, with this Python and the project."""
         script = [code] if isinstance(code, Path) else ["-c", code]
         # -B: what is bound read-only takes no compiled files
         return self.run([sys.executable, "-B", *script, *map(str, args)], timeout=timeout)
 
-    def reboot(self, *, timeout: float = 60) -> None:
+    def reboot(self, *, timeout: float = 180) -> None:
         """`systemctl reboot` inside, and booted again (from `root`)."""
-        self.run(["systemctl", "reboot"], timeout=timeout)
+        self.ask_for_the_end("reboot", timeout=timeout)
         status = self.wait_off(timeout=timeout)
         assert status == REBOOTED, f"no reboot, but {status}"
         self.boot(timeout=timeout)
 
-    def wait_off(self, *, timeout: float = 60) -> int:
+    def ask_for_the_end(self, verb: str, *, timeout: float = 180) -> None:
+        """`systemctl reboot` or `poweroff`, in the background: nsenter, stopped with it in the end, never goes on."""
+        self.run(["sh", "-c", f"systemctl {verb} &"], timeout=timeout)
+
+    def wait_off(self, *, timeout: float = 180) -> int:
         """Wait until it goes off by itself: REBOOTED if it wants to be booted again, 0 if it was switched off."""
         assert self._nspawn is not None
         try:
@@ -231,8 +240,9 @@ class Machine:
         if self._nspawn is None:
             return
         with suppress(psutil.Error, subprocess.TimeoutExpired):
-            psutil.Process(self.pid).send_signal(signal.SIGRTMIN + 4)
-            self._nspawn.wait(timeout)
+            if self._init is not None and self._init.is_running():
+                self._init.send_signal(signal.SIGRTMIN + 4)
+                self._nspawn.wait(timeout)
         self.kill()
 
     def kill(self) -> None:
