@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
-from machine import PROJECT, Machine, _places, make_root
+from machine import POWER_OFF, PROJECT, Machine, _places, make_root
 from machine_services import ServicesInside
 from processes import has_ended
 
@@ -577,7 +577,7 @@ def test_a_machine_that_is_killed_has_what_was_written(new_machine: Callable[...
     assert machine.path("/srv/file").read_text() == "kept\n"
     machine.boot()
     assert machine.run(["cat", "/srv/file"]) == (0, "kept\n")
-    machine.ask_for_the_end("poweroff")
+    machine.ask_for(POWER_OFF)
     assert machine.wait_off() == 0
     assert not _places(machine.name)
     assert os.listdir(machine.root / "usr") == []

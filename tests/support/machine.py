@@ -53,6 +53,7 @@ WANTED = {
 # never given to what runs inside: it would set the clock, or end the system, of the machine outside
 DROPPED = "-sys_time,-sys_module,-sys_boot"
 REBOOTED = 133
+POWER_OFF, REBOOT = signal.SIGRTMIN + 4, signal.SIGRTMIN + 5
 _numbers = itertools.count()
 
 
@@ -217,15 +218,15 @@ class Machine:
         return self.run([sys.executable, "-B", *script, *map(str, args)], timeout=timeout)
 
     def reboot(self, *, timeout: float = 180) -> None:
-        """`systemctl reboot` inside, and booted again (from `root`)."""
-        self.ask_for_the_end("reboot", timeout=timeout)
+        """As by `systemctl reboot` inside, and booted again (from `root`)."""
+        self.ask_for(REBOOT)
         status = self.wait_off(timeout=timeout)
         assert status == REBOOTED, f"no reboot, but {status}"
         self.boot(timeout=timeout)
 
-    def ask_for_the_end(self, verb: str, *, timeout: float = 180) -> None:
-        """`systemctl reboot` or `poweroff`, in the background: nsenter, stopped with it in the end, never goes on."""
-        self.run(["sh", "-c", f"systemctl {verb} &"], timeout=timeout)
+    def ask_for(self, what: int) -> None:
+        """REBOOT or POWER_OFF. Not by a command inside: nsenter, stopped with it in the end, would never go on."""
+        os.kill(self.pid, what)
 
     def wait_off(self, *, timeout: float = 180) -> int:
         """Wait until it goes off by itself: REBOOTED if it wants to be booted again, 0 if it was switched off."""
@@ -241,7 +242,7 @@ class Machine:
             return
         with suppress(psutil.Error, subprocess.TimeoutExpired):
             if self._init is not None and self._init.is_running():
-                self._init.send_signal(signal.SIGRTMIN + 4)
+                self._init.send_signal(POWER_OFF)
                 self._nspawn.wait(timeout)
         self.kill()
 
