@@ -7,10 +7,10 @@ from power_bugs import BUGS, Bug
 from power_stories import STORIES
 
 CUTS = {
-    ("restarting update", "btrfs"): 40,
-    ("restarting sick update", "btrfs"): 40,
+    ("restarting update", "btrfs"): 44,
+    ("restarting sick update", "btrfs"): 44,
     ("migration by a program", "directories"): 20,
-    ("PostgreSQL by a program", "directories"): 20,
+    ("PostgreSQL by a program", "directories"): 12,
     ("system and application", "btrfs"): 60,
     ("sick application", "directories"): 40,
     ("good update", "directories"): 30,

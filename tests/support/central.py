@@ -195,10 +195,15 @@ class Central:
         end = time.monotonic() + SECONDS
         while not (found := what()):
             if time.monotonic() > end:
-                logs = "\n\n".join(f"{log.name}:\n{log.read_text()[-3000:]}" for log in self.folder.glob("**/*.log"))
-                raise AssertionError(f"it never came to be that {why}\n{logs}")
+                logs = "\n\n".join(f"{log.name}:\n{log.read_text()[-9000:]}" for log in self.folder.glob("**/*.log"))
+                raise AssertionError(f"it never came to be that {why}\n{self._tell_runs()}\n{logs}")
             time.sleep(0.2)
         return found
+
+    def _tell_runs(self) -> str:
+        runs = self.ask("flow_runs/filter", {"sort": "EXPECTED_START_TIME_ASC"}) or []
+        words = ("name", "state", "auto_scheduled", "run_count", "expected_start_time")
+        return "\n".join(str({word: run[word] for word in words}) for run in runs)
 
 
 class Served:
