@@ -171,7 +171,7 @@ def zygote() -> Iterator[Zygote]:
     """Does jobs in processes of their own, which may be killed."""
     zygote = Zygote()
     yield zygote
-    zygote.process.communicate(timeout=30)
+    zygote.process.communicate(timeout=120)
 
 
 @pytest.fixture

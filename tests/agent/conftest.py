@@ -103,7 +103,7 @@ class AgentProcess:
         return (self.world.folder / "agent.log").read_text()
 
     def wait_until_up(self) -> None:
-        end = time.monotonic() + 60
+        end = time.monotonic() + SECONDS
         while time.monotonic() < end and not self.is_dead:
             try:
                 self.client.current_status()
@@ -142,7 +142,7 @@ def agents() -> Iterator[Agents]:
     """Starts agents as processes of their own."""
     agents = Agents()
     yield agents
-    agents.process.communicate(timeout=30)
+    agents.process.communicate(timeout=120)
 
 
 @pytest.fixture(scope="module")

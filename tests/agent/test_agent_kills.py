@@ -86,8 +86,8 @@ def tell(client: Client, signed: Signed, story: str) -> str:
 
 
 def of_the_device(picture: dict[str, Any]) -> dict[str, Any]:
-    """Without what the interface keeps beside the update: transfers and their logs."""
-    own = ("cache/", "nvm/packages", "nvm/tuf")
+    """Without what the interface keeps beside the update: transfers and their logs, when the house was kept."""
+    own = ("cache/", "nvm/packages", "nvm/retention", "nvm/tuf")
     return {name: value for name, value in picture.items() if not name.startswith(own) and name != "cache"}
 
 

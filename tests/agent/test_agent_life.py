@@ -42,7 +42,7 @@ def wait_for_program(client: Client, id: str) -> None:
 
 def of_the_device(picture: dict[str, Any]) -> dict[str, Any]:
     """Without what the interface keeps beside the update."""
-    own = ("cache/", "nvm/packages", "nvm/tuf")
+    own = ("cache/", "nvm/packages", "nvm/retention", "nvm/tuf")
     return {name: value for name, value in picture.items() if not name.startswith(own) and name != "cache"}
 
 
@@ -52,18 +52,19 @@ def test_the_command(trusting: World, signed: Signed) -> None:
     try:
         assert agent.stdout is not None
         assert "Idle, answering on" in agent.stdout.readline()
-        second = command(trusting, "agent")
-        one_shot = command(trusting, "update", str(signed.path("good")))
         with Client(trusting.device().config.path(Path("../ucm.sock"))) as client:
             client.process_sw_package(client.transfer(signed.path("good")))
+            # not before: the update would be welcome where the agent is still Idle
+            second = command(trusting, "agent")
+            one_shot = command(trusting, "update", str(signed.path("good")))
             for process in (second, one_shot):
-                _, said = process.communicate(timeout=60)
+                _, said = process.communicate(timeout=300)
                 assert process.returncode != 0
                 assert "cannot" in said
                 assert "Traceback" not in said
             assert client.current_status()["status"] == "Ready"
         agent.send_signal(signal.SIGTERM)
-        _, said = agent.communicate(timeout=60)
+        _, said = agent.communicate(timeout=300)
         assert agent.returncode == 0
         assert "Traceback" not in said
     finally:
@@ -132,8 +133,7 @@ def test_cancelled_and_tried_again(rig: Rig) -> None:
         processed = in_thread(rig.another_client().process_sw_package, id)
         rig.holds.wait("copy_active_slot")
         cancelled = in_thread(rig.another_client().cancel, id)
-        while not rig.agent.device.stop_work.is_set():
-            time.sleep(0.001)
+        rig.wait_until_stopped()
         rig.holds.release()
         assert cancelled.result(SECONDS) is None
         assert processed.exception(SECONDS)
@@ -232,8 +232,7 @@ def test_failed_rollback_restarts_the_monitor(rig: Rig, fault_points: Any) -> No
     rig.reach(State.VERIFYING)
     fault.arm("undo.flip_slot.before", "fail")
     answer = in_thread(rig.another_client().rollback)
-    while not rig.agent.device.stop_work.is_set():
-        time.sleep(0.001)
+    rig.wait_until_stopped()
     rig.holds.release()
     assert isinstance(answer.exception(SECONDS), errors.NotAbleToRollback)
     rig.wait_for("Activated")

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ ENDS = {"previous-slot": ("Rollback", "1.0.0"), "snapshot": ("RestoreMain", "1.1
 
 def of_the_device(picture: dict[str, Any]) -> dict[str, Any]:
     """Without what the interface keeps beside the update."""
-    own = ("cache/", "nvm/packages", "nvm/tuf", "nvm/asking.lock")
+    own = ("cache/", "nvm/packages", "nvm/retention", "nvm/tuf", "nvm/asking.lock")
     return {name: value for name, value in picture.items() if not name.startswith(own) and name != "cache"}
 
 
@@ -72,8 +71,7 @@ def test_a_way_back_is_given_up(rig: Rig, trusting: World, to: Way, way: str) ->
         with pytest.raises(errors.InvalidTransferId):
             rig.client.cancel("another")
         answer = in_thread(rig.client.cancel, to)
-        while not rig.agent.device.stop_work.is_set():
-            time.sleep(0.001)
+        rig.wait_until_stopped()
         rig.holds.release()
         assert answer.result(SECONDS) is None
         assert isinstance(processed.exception(SECONDS), errors.ProcessSwPackageCancelled)

@@ -112,8 +112,7 @@ def lose_cancel(rig: Rig) -> None:
     processed = in_thread(rig.another_client().process_sw_package, id)
     rig.holds.wait("run_update_program", "done")
     answer = in_thread(rig.client.cancel, id)
-    while not rig.agent.device.stop_work.is_set():
-        pass
+    rig.wait_until_stopped()
     rig.holds.release()
     processed.result(SECONDS)
     assert rig.state == "Ready"
@@ -135,8 +134,7 @@ def cancel_another(rig: Rig) -> None:
 def cancelled(rig: Rig) -> None:
     id, pending = rig.reach(State.PROCESSING, "next")
     answer = in_thread(rig.another_client().cancel, id)
-    while not rig.agent.device.stop_work.is_set():
-        pass
+    rig.wait_until_stopped()
     rig.holds.release()
     assert pending is not None
     answer.result(SECONDS)
@@ -202,10 +200,8 @@ def roll_back_verifying_badly(rig: Rig) -> None:
     rig.reach(State.VERIFYING)
     fault.arm("undo.flip_slot.before", "fail")
     answer = in_thread(rig.another_client().rollback)
-    while not rig.agent.device.stop_work.is_set():
-        pass
-    rig.holds.release()
-    rig.holds.hold("check_running_slot")
+    rig.wait_until_stopped()
+    rig.holds.go_on_to("check_running_slot")
     answer.result(SECONDS)
 
 
@@ -225,10 +221,8 @@ def roll_back_to_nothing_verifying(rig: Rig) -> None:
     rig.reach(State.VERIFYING)
     lose_the_former_system(rig)
     answer = in_thread(rig.another_client().rollback)
-    while not rig.agent.device.stop_work.is_set():
-        pass
-    rig.holds.release()
-    rig.holds.hold("check_running_slot")
+    rig.wait_until_stopped()
+    rig.holds.go_on_to("check_running_slot")
     answer.result(SECONDS)
 
 

@@ -19,10 +19,11 @@ from otaflow.errors import Offline
 from otaflow.ucm.states import State
 
 WAY = [State.PROCESSING, State.READY, State.ACTIVATING, State.VERIFYING, State.ACTIVATED, State.CLEANING_UP, State.IDLE]
+SECONDS = 120.0
 
 
 def wait_until(condition: Any) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + SECONDS
     while not condition():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.005)
@@ -43,17 +44,17 @@ class Watcher:
         self.begun = threading.Event()
         self.thread = threading.Thread(target=self._read)
         self.thread.start()
-        assert self.begun.wait(20)
+        assert self.begun.wait(SECONDS)
 
     def _read(self) -> None:
-        with self.http.stream("GET", f"http://ucm/ucm/CurrentStatus/events{self.query}", timeout=20) as answer:
+        with self.http.stream("GET", f"http://ucm/ucm/CurrentStatus/events{self.query}", timeout=SECONDS) as answer:
             assert answer.headers["content-type"].startswith("text/event-stream")
             self.begun.set()
             for line in answer.iter_lines():
                 self.lines.put(line)
 
     def next(self) -> dict[str, Any]:
-        while not (line := self.lines.get(timeout=20)).startswith("data: "):
+        while not (line := self.lines.get(timeout=SECONDS)).startswith("data: "):
             pass
         value = json.loads(line.removeprefix("data: "))
         assert isinstance(value, dict)
@@ -103,7 +104,7 @@ def test_heartbeats(serve: Any, stub: Any) -> None:
     server = serve()
     server.app.state.interface.watchers.heartbeat = 0.05
     watcher = Watcher(server)
-    lines = [watcher.lines.get(timeout=20) for _ in range(6)]
+    lines = [watcher.lines.get(timeout=SECONDS) for _ in range(6)]
     assert lines == [": watching", "", ": still there", "", ": still there", ""]
     server.stop()
     watcher.thread.join()

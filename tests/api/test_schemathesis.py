@@ -51,7 +51,7 @@ def test_schemathesis(serve: Any, pki: Any, stub: Any, folder: Path) -> None:
     )
     command = [Path(sys.executable).with_name("schemathesis"), "run", f"{server.url}/openapi.json"]
     command += ["--header", f"Authorization: Bearer {pki.token_file.read_text().strip()}", "--tls-verify", pki.ca]
-    command += ["--max-examples", "25", "--seed", "1", "--request-timeout", "20", "--suppress-health-check", "all"]
+    command += ["--max-examples", "25", "--seed", "1", "--request-timeout", "120", "--suppress-health-check", "all"]
     ran = subprocess.run([*command, "--generation-database", ":memory:"], cwd=folder, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert len(stub.asked) > 100

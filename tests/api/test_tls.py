@@ -38,7 +38,7 @@ def ask(server: Server, pki: Any, request: str, certificate: Any = None) -> tupl
         context.load_cert_chain(*certificate)
     assert server.url
     host, _, port = server.url.removeprefix("https://").rpartition(":")
-    plain = socket.create_connection((host, int(port)), timeout=20)
+    plain = socket.create_connection((host, int(port)), timeout=120)
     with context.wrap_socket(plain, server_hostname=host) as tls:
         tls.sendall(request.encode("latin-1"))
         answer = b"".join(iter(lambda: tls.recv(65536), b"")).decode()
@@ -223,7 +223,7 @@ def test_the_unix_socket_needs_no_credentials_beside_tcp(serve: Any, pki: Any) -
 def test_plain_http_is_not_answered(serve: Any, pki: Any) -> None:
     server = serve(**tcp(pki))
     host, _, port = server.url.removeprefix("https://").rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=20) as plain:
+    with socket.create_connection((host, int(port)), timeout=120) as plain:
         plain.sendall(get("/ucm/CurrentStatus").encode())
         assert not plain.recv(100).startswith(b"HTTP")
 

@@ -106,7 +106,7 @@ def test_serve_until_it_is_told_to_end(number: signal.Signals, site: Path, tmp_p
         with nobody, pytest.raises(LoginRefused):
             nobody.authenticate()
         process.send_signal(number)
-        assert process.wait(20) == 0
+        assert process.wait(120) == 0
     finally:
         process.kill()
         process.wait()

@@ -21,26 +21,35 @@ def alarms(up: Up, words: str) -> list[dict[str, Any]]:
     return [run for run in up.runs("report") if run["state_name"] == "Alarm" and words in run["state"]["message"]]
 
 
+def is_paused(up: Up) -> bool:
+    """Take the schedule away; whether it is gone."""
+    deployment = up.ask("deployments/name/check/demo")
+    if not deployment:
+        return False
+    up.ask(f"deployments/{deployment['id']}/pause_deployment", {})
+    return bool((up.ask(f"deployments/{deployment['id']}") or {}).get("paused"))
+
+
 def test_the_alarms(up: Up) -> None:
     # the sick system is rolled back, and told of
     up.wait(lambda: alarms(up, "1.2.0"), "the rollback is an alarm")
     assert up.device.running_system().version == "1.1.0"
     # its schedule is taken away, and it is silent
     up.wait_for_run("check", "Not now")
-    deployment = up.ask("deployments/name/check/demo")
-    up.ask(f"deployments/{deployment['id']}/pause_deployment", {})
+    up.wait(lambda: is_paused(up), "its schedule is taken away")
     up.wait(lambda: alarms(up, "demo does not look for updates any more"), "the silence is an alarm")
     # a person's own action stays when the device starts again; nothing is made twice
-    [silence] = up.ask("automations/filter", {"automations": {"name": {"any_": ["demo: no poll"]}}})
+    named = {"automations": {"name": {"any_": ["demo: no poll"]}}}
+    [silence] = up.wait(lambda: up.ask("automations/filter", named), "it answers")
     mine = {"actions": [*silence["actions"], {"type": "do-nothing"}], "trigger": {**silence["trigger"], "within": 99}}
     kept = {key: silence[key] for key in ("name", "description", "enabled")}
-    up.ask(f"automations/{silence['id']}", {**kept, **mine}, "PUT")
+    up.wait(lambda: up.ask(f"automations/{silence['id']}", {**kept, **mine}, "PUT") is not None, "it is changed")
     up.stop()
     up.start()
 
     def is_up_to_date() -> bool:
-        found = up.ask("automations/filter", {"automations": {"name": {"any_": ["demo: no poll"]}}})
+        found = up.ask("automations/filter", named)
         return [(one["trigger"]["within"], len(one["actions"])) for one in found or []] == [(18.0, 2)]
 
     up.wait(is_up_to_date, "the trigger is the configuration's again, the actions are the person's")
-    assert len(up.ask("automations/filter", {})) == 2
+    assert len(up.wait(lambda: up.ask("automations/filter", {}), "it answers")) == 2

@@ -305,7 +305,7 @@ def test_killed_between_answer_and_removal(device: Device, maker: Any, tmp_path:
         f"from otaflow.diagnostics import send; send(Device(load(Path({str(tmp_path / 'otaflow.toml')!r}))))"
     )
     environment = {**os.environ, "OTAFLOW_FAULT": "diagnostics.sent:kill"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, check=False, timeout=300)
     assert done.returncode == -signal.SIGKILL
     assert len(maker.reports) == 1
     send(device)

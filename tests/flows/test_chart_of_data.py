@@ -62,7 +62,7 @@ def tasks_of(site: Site, flow: str) -> list[tuple[str, str]]:
 
 def shows(site: Site, flow: str, *tasks: tuple[str, str]) -> None:
     """The last run of the phase has these tasks; Prefect records them a bit later."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while (seen := tasks_of(site, flow)) != list(tasks):
         assert time.monotonic() < deadline, seen
         time.sleep(0.1)

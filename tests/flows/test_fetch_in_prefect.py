@@ -95,7 +95,7 @@ def tasks_of_last_run(device: Device, expected: int) -> dict[str, tuple[str, int
 
     run = device.journal.session.notes["phase_run"]
     only = FlowRunFilter(id=FlowRunFilterId(any_=[run]))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     with get_client(sync_client=True) as client:
         while True:
             found = client.read_task_runs(flow_run_filter=only)

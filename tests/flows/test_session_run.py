@@ -33,9 +33,9 @@ from otaflow.errors import OtaflowError
 from otaflow.flows.drain import drain_prefect
 from otaflow.tasks.step import STEPS
 from otaflow.work import load_device, working
-import otaflow.flows.session
-otaflow.flows.session.FLUSH_SECONDS = 120  # a test is not about how fast the machine is
-otaflow.flows.session.PATIENCE_SECONDS = 120
+from otaflow.flows import clients, session
+# a test is not about how fast the machine is
+clients.FIRST_SECONDS = session.FLUSH_SECONDS = session.PATIENCE_SECONDS = 120
 job = json.loads(sys.argv[1])
 def kill(event):
     if [event.kind, event.name] == job["kill"][1:]:

@@ -9,7 +9,7 @@ from prefect.client.schemas.objects import State, StateType
 from otaflow.agent.runner import Runner
 from otaflow.flows.telling import deploy_sessions
 
-SECONDS = 60.0
+SECONDS = 180.0
 END = State(type=StateType.COMPLETED, name="Idle", message="nothing is going on")
 
 

@@ -20,7 +20,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED, 
 from update_world import STORIES, World
 
 from otaflow.config import parse
-from otaflow.flows import session
+from otaflow.flows import clients, session
 from otaflow.flows.drain import drain_prefect
 from otaflow.flows.phase import phase
 from otaflow.flows.session import PrefectRuns
@@ -59,8 +59,9 @@ def kind() -> str:
 
 
 @pytest.fixture
-def server(start_server: Callable[[], Any]) -> Iterator[Any]:
+def server(start_server: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A server of the test's own, which goes on at its end."""
+    monkeypatch.setattr(clients, "FIRST_SECONDS", SECONDS)
     found = start_server()
     drain_prefect()
     with temporary_settings({PREFECT_API_URL: found.url, PREFECT_SERVER_EPHEMERAL_ENABLED: False}):

@@ -16,7 +16,7 @@ from otaflow.flows.phase import phase
 from otaflow.flows.session import ASKS, PrefectRuns
 from otaflow.platform.device import Device, using
 
-SECONDS = 60.0
+SECONDS = 180.0
 
 
 @phase("count", reverts=False)

@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from otaflow.errors import InvalidManifest
@@ -78,6 +78,7 @@ def test_written_and_read_again() -> None:
 @example("\x85")
 @example("a\r\n\x85 \u2028\u2029\ufeff\x7f b")
 @example("x\nfiles: {\n}\n")
+@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_description(description: str) -> None:
     made = complete(Source.model_validate({**PLAIN, "description": description}), FILES)

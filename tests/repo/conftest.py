@@ -112,7 +112,7 @@ def first_root(repository: Path) -> Path:
 def source(repository: Path, first_root: Path, pki: Pki) -> Iterator[Source]:
     """The repository, served."""
     with serve.running(repository / "public", *pki.server) as url:
-        yield Source(url=url, root=first_root, ca=pki.ca_file, timeout_seconds=5)
+        yield Source(url=url, root=first_root, ca=pki.ca_file, timeout_seconds=60)
 
 
 @dataclass

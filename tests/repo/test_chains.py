@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from otaflow.errors import IncompatibleDelta, OldVersion
@@ -209,6 +209,7 @@ versions = st.sampled_from([f"1.{minor}.0" for minor in range(5)])
 packages = st.lists(st.builds(make, versions, st.none() | versions), max_size=8)
 
 
+@settings(deadline=None)
 @given(targets=packages, installed=st.none() | versions, to=st.none() | versions, avoid=st.sets(versions))
 def test_any_repository(targets: list[Target], installed: str | None, to: str | None, avoid: set[str]) -> None:
     """A chain begins where the device is, goes up link by link, and ends where it was asked to; else it is refused."""

@@ -25,7 +25,7 @@ class Case:
         self.into = folder / "cache" / "demo.nsu"
         self.part = folder / "cache" / "demo.nsu.part"
         self.seen: list[int] = []
-        self.way = Transport(Source(url=faulty.url, root=folder / "root.json", ca=pki.ca_file, timeout_seconds=5))
+        self.way = Transport(Source(url=faulty.url, root=folder / "root.json", ca=pki.ca_file, timeout_seconds=60))
 
     def download(self, content: bytes = CONTENT) -> Path:
         hashes = {"sha256": hashlib.sha256(content).hexdigest(), "sha512": hashlib.sha512(content).hexdigest()}

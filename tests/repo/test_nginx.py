@@ -79,15 +79,15 @@ def nginx(repository: Path, first_root: Path, pki: Any, tmp_path: Path) -> Itera
             certificate=certificate,
             key=key,
             token_file=prefix / "token",
-            timeout_seconds=5,
+            timeout_seconds=60,
         )
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 def _wait(process: "subprocess.Popen[bytes]", port: int, prefix: Path) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while time.monotonic() < end:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()

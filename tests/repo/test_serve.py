@@ -40,7 +40,7 @@ def public(tmp_path: Path) -> Path:
 def ask(public: Path, pki: Any) -> Iterator[Ask]:
     context = ssl.create_default_context(cafile=pki.ca_file)
     with serve.running(public, *pki.server) as url:
-        connection = http.client.HTTPSConnection(url.removeprefix("https://"), context=context, timeout=10)
+        connection = http.client.HTTPSConnection(url.removeprefix("https://"), context=context, timeout=60)
 
         def request(path: str, method: str = "GET", **headers: str) -> http.client.HTTPResponse:
             connection.close()
@@ -134,7 +134,7 @@ def test_many_at_once(public: Path, pki: Any) -> None:
     with serve.running(public, *pki.server) as url:
 
         def fetch() -> None:
-            way = Transport(Source(url=url, root=public, ca=pki.ca_file, timeout_seconds=20))
+            way = Transport(Source(url=url, root=public, ca=pki.ca_file, timeout_seconds=60))
             sizes.append(sum(map(len, way.fetch(way.url("targets/big"), 3_000_000))))
             way.close()
 
@@ -154,7 +154,7 @@ def test_client_that_says_nothing_hinders_nobody(public: Path, pki: Any) -> None
     with serve.running(public, *pki.server) as url:
         host, port = url.removeprefix("https://").split(":")
         with socket.create_connection((host, int(port))):
-            way = Transport(Source(url=url, root=public, ca=pki.ca_file, timeout_seconds=5))
+            way = Transport(Source(url=url, root=public, ca=pki.ca_file, timeout_seconds=60))
             way.authenticate()
             way.close()
 
@@ -165,7 +165,7 @@ def test_old_tls_is_refused(public: Path, pki: Any) -> None:
     context.maximum_version = ssl.TLSVersion.TLSv1_1
     context.set_ciphers("DEFAULT:@SECLEVEL=0")
     with serve.running(public, *pki.server) as url:
-        connection = http.client.HTTPSConnection(url.removeprefix("https://"), context=context, timeout=10)
+        connection = http.client.HTTPSConnection(url.removeprefix("https://"), context=context, timeout=60)
         with pytest.raises(OSError):
             connection.request("GET", "/targets/a")
 
@@ -192,7 +192,7 @@ def test_our_own_certificates_are_strictly_valid(public: Path, tmp_path: Path) -
     context.verify_flags |= ssl.VERIFY_X509_STRICT
     context.load_cert_chain(device.certificate, device.key)
     with serve.running(public, pair.certificate, pair.key, client_ca=authority.certificate) as url:
-        connection = http.client.HTTPSConnection(url.removeprefix("https://"), context=context, timeout=10)
+        connection = http.client.HTTPSConnection(url.removeprefix("https://"), context=context, timeout=60)
         connection.request("GET", "/targets/a")
         assert connection.getresponse().read() == CONTENT
         connection.close()

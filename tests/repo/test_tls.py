@@ -56,7 +56,7 @@ def test_bad_server_certificate(
     issue: Any, why: str, repository: Path, first_root: Path, pki: Any, other_pki: Any
 ) -> None:
     with serve.running(repository / "public", *issue(pki, other_pki)) as url:
-        source = Source(url=url, root=first_root, ca=pki.ca_file, timeout_seconds=5)
+        source = Source(url=url, root=first_root, ca=pki.ca_file, timeout_seconds=60)
         with _transport(source) as way:
             way.connect()
             with pytest.raises(CertificateRefused, match=why):
@@ -84,7 +84,7 @@ def test_bad_client_certificate(
 ) -> None:
     certificate, key = client(pki, other_pki)
     with serve.running(repository / "public", *pki.server, client_ca=pki.ca_file) as url:
-        source = Source(url=url, root=first_root, ca=pki.ca_file, certificate=certificate, key=key, timeout_seconds=5)
+        source = Source(url=url, root=first_root, ca=pki.ca_file, certificate=certificate, key=key, timeout_seconds=60)
         with _transport(source) as way:
             way._context.maximum_version = version
             with pytest.raises(CertificateRefused) as caught:

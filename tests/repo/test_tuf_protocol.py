@@ -38,7 +38,7 @@ class Client:
 
     def _run(self, *arguments: str) -> int:
         command = [sys.executable, "-c", PROGRAM, *arguments]
-        return subprocess.run(command, check=False, capture_output=True, timeout=60).returncode
+        return subprocess.run(command, check=False, capture_output=True, timeout=300).returncode
 
     def init(self) -> int:
         return self._run("--metadata-dir", str(self.folder / "metadata"), "init", str(self.folder / "root.json"))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from app_world import ADD_AUTHOR, SYSTEM, AppWorld, LightWorld, build_system
+from app_world import ADD_AUTHOR, SYSTEM, AppWorld, LightWorld, build_system, reach
 from processes import has_ended
 from update_world import differences
 
@@ -54,12 +54,9 @@ def service(tmp_path: Path) -> Iterator[AppWorld]:
 
 def test_no_acknowledged_write_is_lost_going_forward(service: AppWorld) -> None:
     with service.writing() as kept:
-        while len(kept) < 20:
-            time.sleep(0.01)
+        reach(kept, 20)
         service.install(service.action("1.1.0"))
-        reached = len(kept) + 20
-        while len(kept) < reached:
-            time.sleep(0.01)
+        reach(kept, 20)
     answer = service.get()
     assert (answer["version"], answer["schema"]) == ("1.1.0", 2)
     texts = [note.partition(": ")[2] for note in answer["notes"]]
@@ -76,14 +73,11 @@ def test_going_back_the_data_is_that_of_the_moment_it_was_stopped(service: AppWo
     service.install(service.action("1.1.0"))
     before = service.picture()
     with service.writing() as kept:
-        while len(kept) < 20:
-            time.sleep(0.01)
-        service.let_settle(5)
+        reach(kept, 20)
+        service.let_settle(60)  # until then a program that cannot start has ended; this update waits for nothing else
         with pytest.raises(HealthCheckFailed, match=why):
             service.install(service.action(version))
-        reached = len(kept) + 20
-        while len(kept) < reached:
-            time.sleep(0.01)
+        reach(kept, 20)
     answer = service.get()
     assert answer["version"] == "1.1.0"
     texts = [note.partition(": ")[2] for note in answer["notes"]]
@@ -322,7 +316,7 @@ def test_a_migration_that_hangs_is_ended(light: LightWorld) -> None:
 
 
 def test_a_service_that_flaps_has_failed(light: LightWorld) -> None:
-    light.let_settle(5)
+    light.let_settle(60)  # it is over as soon as the service was seen to end
     before = light.picture()
     update = light.update_light(last='case "$1" in *) sleep 0.02; echo "no luck" >&2; exit 0;; esac')
     with pytest.raises(HealthCheckFailed, match=r"notes\.service"):
@@ -462,19 +456,18 @@ def activating(world: LightWorld, action: Action) -> Iterator[Path]:
         except BaseException as error:
             failed.append(error)
 
-    thread = threading.Thread(target=install)
+    thread = threading.Thread(target=install, daemon=True)
     thread.start()
-    try:
-        yield world.root / "nvm"
-    finally:
-        thread.join()
-    assert failed == []
+    yield world.root / "nvm"  # where this fails, the thread would go on for an hour: nobody has told it that it may
+    thread.join(300)
+    assert (failed, thread.is_alive()) == ([], False)
 
 
 def wait_for_request(world: LightWorld) -> int:
     """The id of the message that asks the application to close."""
-    closing = Closing(world.root / "nvm")
+    closing, end = Closing(world.root / "nvm"), time.monotonic() + 300
     while (request := closing.find("notes", session_of(world))) is None:
+        assert time.monotonic() < end, "it was never asked to close"
         time.sleep(0.01)
     return request.message
 

@@ -5,10 +5,10 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from app_world import ADD_AUTHOR, FAIL_HALF_WAY, LightWorld, build_system
+from processes import has_ended
 
 from otaflow.action import Action
 from otaflow.closing import defer
@@ -36,7 +36,9 @@ def test_an_application_that_closed_itself_as_asked_is_started_again(light: Ligh
 
 
 def close_when_asked(world: LightWorld) -> None:
+    end = time.monotonic() + 300
     while Closing(world.root / "nvm").find("notes", world.device().journal.session.id) is None:
+        assert time.monotonic() < end, "notes was never asked to close"
         time.sleep(0.02)
     world.device().services.stop("notes.service")
 
@@ -141,9 +143,6 @@ def test_nothing_of_the_new_version_runs_when_it_has_no_services(light: LightWor
         code = f"import subprocess, sys; print({start}.pid)"
         done = subprocess.run([sys.executable, "-c", code, *program], capture_output=True, text=True, check=True)
         ucm.rollback()
-        assert (
-            not Path(f"/proc/{int(done.stdout)}/cmdline").exists()
-            or not Path(f"/proc/{int(done.stdout)}/cmdline").read_bytes()
-        )
+        assert has_ended(int(done.stdout))
         ucm.finish()
     assert light.device().applications.versions() == {"desk": "1.0.0", "notes": "1.0.0"}

@@ -7,13 +7,12 @@ import contextlib
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from app_world import AppWorld
+from app_world import AppWorld, reach
 from postgres import Cluster, find_programs, run_cluster
 from update_world import differences
 
@@ -200,13 +199,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresWorld]:
             yield world
         finally:
             world.close()
-
-
-def reach(kept: list[str], more: int) -> None:
-    """Wait until so many more were acknowledged."""
-    wanted = len(kept) + more
-    while len(kept) < wanted:
-        time.sleep(0.01)
 
 
 # --- while clients write ----------------------------------------------------------------------------------------------

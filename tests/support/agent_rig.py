@@ -20,7 +20,7 @@ from otaflow.repo import admin, trust
 from otaflow.repo.client import locate
 from otaflow.ucm.states import State
 
-SECONDS = 60.0
+SECONDS = 300.0
 SOURCE = """
 [api]
 socket = "../ucm.sock"
@@ -90,9 +90,16 @@ class Holds:
 
     def release(self) -> None:
         """Let everything go on."""
-        for _, released in self._at.values():
+        self._let_go({})
+
+    def go_on_to(self, step: str, kind: str = "step") -> None:
+        """Let everything go on, and stop at that event: it may come at once."""
+        self._let_go({(kind, step): (threading.Event(), threading.Event())})
+
+    def _let_go(self, then: dict[tuple[str, str], tuple[threading.Event, threading.Event]]) -> None:
+        held, self._at = self._at, then
+        for _, released in held.values():
             released.set()
-        self._at = {}
 
     def __call__(self, event: progress.Event) -> None:
         held = self._at.get((event.kind, event.facts.get("step", "")))
@@ -146,6 +153,13 @@ class Rig:
             assert time.monotonic() < end, f"it is {state}, not {states}"
             time.sleep(0.01)
         return state
+
+    def wait_until_stopped(self) -> None:
+        """Wait until the work was told to stop, which is left to it."""
+        end = time.monotonic() + SECONDS
+        while not self.agent.device.stop_work.is_set():
+            assert time.monotonic() < end, f"nobody stops the work; it is {self.state}"
+            time.sleep(0.001)
 
     def transitions(self) -> list[tuple[str, str, str]]:
         """Every transition of the session: from, event, to."""

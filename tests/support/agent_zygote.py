@@ -81,10 +81,11 @@ def _serve(job: dict[str, Any]) -> None:
     device = load_device(Path(job["config"]))
 
     def connect() -> Any:
-        from otaflow.flows import session
+        from otaflow.flows import clients, session
         from otaflow.work import connect_prefect
 
-        session.PATIENCE_SECONDS = session.FLUSH_SECONDS = 120  # a test is not about how fast the machine is
+        # a test is not about how fast the machine is
+        session.PATIENCE_SECONDS = session.FLUSH_SECONDS = clients.FIRST_SECONDS = 120
         return connect_prefect(device)
 
     agent = Agent(device, connect if "PREFECT_API_URL" in job["env"] else None)

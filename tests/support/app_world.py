@@ -252,6 +252,14 @@ class AppWorld:
             end_processes([self.root / "applications"], grace=2)
 
 
+def reach(kept: list[str], more: int) -> None:
+    """Wait until so many more notes were acknowledged to who writes without pause."""
+    wanted, end = len(kept) + more, time.monotonic() + 300
+    while len(kept) < wanted:
+        assert time.monotonic() < end, f"only {len(kept)} of {wanted} notes were acknowledged"
+        time.sleep(0.01)
+
+
 LIGHT_PROGRAM = """#!/bin/sh
 # Says of which schema the database was that it was started on, and works on.
 echo "VERSION on schema $(SCHEMA | tr -d ' ')" >> "$1/starts"

@@ -14,6 +14,8 @@ from typing import Any
 from websockets.sync.client import connect
 
 SECONDS = 120.0
+TRIES = 10
+"""How often a field is filled: a page that draws itself anew takes the focus, or what was typed, away."""
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = [
     "--headless",
@@ -115,9 +117,14 @@ class Page:
 
     def fill(self, label: str, text: str) -> None:
         """Type into the field of that label, in place of what it holds."""
-        self.press(label, "field")
-        self.run("document.activeElement.select()")
-        self.call("Input.insertText", text=text)
+        found = None
+        for _ in range(TRIES):
+            self.press(label, "field")
+            self.run("document.activeElement.select()")
+            self.call("Input.insertText", text=text)
+            if (found := self.run("document.activeElement.value")) == text:
+                return
+        raise AssertionError(f"{label!r} holds {found!r}, not {text!r}; the page says: {self.text[:2000]}")
 
     def rest(self) -> None:
         """Return when the page has not changed for a second."""

@@ -83,7 +83,7 @@ class Site:
     def shows_one_of(self, *ways: tuple[str, list[tuple[str, str]]]) -> str:
         """Poll; end and tasks are those of one of the ways (Prefect records tasks a bit later); the name of its end."""
         end = self.poll()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while (end, seen := self.tasks()) not in ways:
             assert time.monotonic() < deadline, (end, seen)
             time.sleep(0.1)

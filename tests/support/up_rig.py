@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from otaflow.cli.demo_site import Site, free_port
 from otaflow.config import load
@@ -100,9 +101,11 @@ class Up:
         return found[-1]
 
     def start_run(self, flow: str, **parameters: Any) -> str:
-        deployment = self.ask(f"deployments/name/{flow.replace(' ', '%20')}/demo")
-        given = {"config": str(self.site.config), **parameters}
-        run = self.ask(f"deployments/{deployment['id']}/create_flow_run", {"parameters": given})
+        path = f"deployments/name/{flow.replace(' ', '%20')}/demo"
+        deployment = self.wait(lambda: self.ask(path), "it answers")
+        # asked again, the key says that it is the same run
+        given = {"parameters": {"config": str(self.site.config), **parameters}, "idempotency_key": str(uuid4())}
+        run = self.wait(lambda: self.ask(f"deployments/{deployment['id']}/create_flow_run", given), "it answers")
         return str(run["id"])
 
 

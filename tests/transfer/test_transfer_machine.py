@@ -219,6 +219,7 @@ def test_random_calls(tmp_path: Path) -> None:
             max_examples=60,
             stateful_step_count=40,
             deadline=None,
+            derandomize=True,
             suppress_health_check=list(HealthCheck),
             database=None,
         ),

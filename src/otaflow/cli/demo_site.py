@@ -43,7 +43,7 @@ close_seconds = 0       # the notes need no time to close
 
 [services]
 kind = "processes"      # run by otaflow's own supervisor; this machine's systemd is left alone
-settle_seconds = 0.5
+settle_seconds = 2
 
 [sources.official]
 url = "https://127.0.0.1:{port}"
