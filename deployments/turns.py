@@ -18,6 +18,9 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import Pause
 from prefect.states import Cancelled, Scheduled
 
+WORTH = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED, StateType.COMPLETED]
+"""The states of a poll that will be made, or was."""
+
 
 def wait_for_turn(run: str, jitter: timedelta) -> Any:
     """Let a run that a schedule asked for begin up to `jitter` later, so that not all devices come at once.
@@ -40,8 +43,9 @@ def wait_for_turn(run: str, jitter: timedelta) -> Any:
 
 
 def _is_next_due(client: SyncPrefectClient, this: FlowRun) -> bool:
+    """It may have polled already: a worker takes runs that are due together in any order."""
     due = FlowRunFilter(
-        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=WORTH)),
         expected_start_time=FlowRunFilterExpectedStartTime(after_=this.expected_start_time, before_=datetime.now(UTC)),
     )
     return any(other.auto_scheduled for other in _find_others(client, this, due))
