@@ -86,8 +86,8 @@ class Telling:
         self._running: set[str] = set()
         """The phases' runs that began in this process, and whose end is not told."""
         self._flows: dict[str, UUID] = {}
-        self._sessions: UUID | None = None
-        """The deployment of the sessions' runs."""
+        self._logged = ""
+        """The run that has its session's log already."""
 
     def note_state(self, run: UUID, state: RunState[Any]) -> None:
         """A state of a phase's run, to be told soon."""
@@ -131,7 +131,6 @@ class Telling:
             return  # it has a new one already
         log.warning("Prefect has lost the session's run: it gets a new one")
         self._flows.clear()
-        self._sessions = None
         self.journal.note(durable=False, of=session.id, run="", place="", shown=0, told="")
 
     def tell_last(self, session: Session) -> None:
@@ -150,7 +149,6 @@ class Telling:
         except PrefectHTTPStatusError:
             # It does not know what it should: has it lost its database, or the place where phases hang?
             self._flows.clear()
-            self._sessions = None
             session = self.journal.session
             if session.notes.get("run") and self.find_run(session):
                 self.journal.note(durable=False, of=session.id, place="")
@@ -217,6 +215,8 @@ class Telling:
 
         Before the last state is told: that is told again until the log is there, too. What a server refuses is lost.
         """
+        if self._logged == session.notes["run"]:
+            return
         lines = []
         for transition in session.transitions:
             state = run_state(session, transition)
@@ -228,13 +228,13 @@ class Telling:
             if error.response.status_code >= 500:
                 raise
             log.warning("Prefect does not take the session's log: %s", error)
+        self._logged = session.notes["run"]
 
     def _open(self, session: Session, state: RunState[Any]) -> None:
         what = str(session.transitions[0].get("what") or "recovery")
-        self._sessions = self._sessions or deploy_sessions(self.client, self.name)
         run = self._make_run(
             update_session,
-            deployment_id=self._sessions,
+            deployment_id=deploy_sessions(self.client, self.name),  # made anew where somebody has deleted it
             name=f"{self.name}: {what}",
             parameters={"device": self.name, "session": session.id, "what": what},
             labels={"otaflow.device": self.name, "otaflow.session": session.id, "otaflow.what": what},

@@ -46,8 +46,9 @@ for slot in ${otaflow_order} ${otaflow_names}; do
         setenv otaflow_tree
         setenv otaflow_uuid
         part uuid ${otaflow_from} otaflow_uuid
-        # Linux finds a card later than it looks for its root, and no initial RAM disk waits for it
-        setenv otaflow_place "root=PARTUUID=${otaflow_uuid} rootwait"
+        # Linux finds a card later than it looks for its root, and no initial RAM disk waits for it. Not for ever: a
+        # kernel that never finds it panics, and the start was a try. Before Linux 6.7 there is rootdelay instead.
+        setenv otaflow_place "root=PARTUUID=${otaflow_uuid} rootwait=30"
     else
         setenv otaflow_from "${otaflow_device}"
         setenv otaflow_tree "${otaflow_slots}/${slot}"

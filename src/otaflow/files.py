@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -52,7 +53,8 @@ def write_atomic(path: Path, content: bytes, mode: int = 0o644) -> None:
             file.write(content)
         os.fsync(fd)
     except OSError:
-        os.unlink(new)  # on a full disk it takes room
+        with suppress(OSError):
+            os.unlink(new)  # on a full disk it takes room
         raise
     finally:
         os.close(fd)

@@ -194,6 +194,22 @@ def test_a_run_that_was_taken_and_the_answer_lost(runner: Runner, said: str, mon
     assert ran == ["once pressed"]
 
 
+def test_a_button_that_was_pressed_again_meanwhile(runner: Runner) -> None:
+    """It hung, and the second press did what was wanted: the first one is not executed as well."""
+    ids = register(runner)
+    overtaken, hanging = make_run(ids["pressed"], Pending()), make_run(ids["once"], Pending())
+    with get_client(sync_client=True) as client:
+        runner.known = dict(runner._register(client))
+        now = time.monotonic()
+        runner._taken = {overtaken: now - 10, hanging: now - 10}
+        runner._began = {"runner: pressed": now - 5, "runner: once": now - 15}
+        runner._take_up(client, runner.known)
+    assert (state_of(overtaken)[0], state_of(hanging)[0]) == ("Crashed", "AwaitingRetry")
+    runner.start()
+    wait(lambda: state_of(hanging)[0] == "Completed")
+    assert ran == ["once "]
+
+
 @pytest.mark.parametrize("fails", [1, 100])
 def test_a_run_that_the_engine_could_not_end(runner: Runner, fails: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What may be done again is; what acts each time anew is closed. Not for ever: an API may refuse it each time."""

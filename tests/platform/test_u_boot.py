@@ -166,7 +166,7 @@ def test_slots_that_are_partitions(
     assert "there is nothing to start" in said
     part = parts["ab".index(tried[-1])]
     trial = " otaflow.trial=1" if count == 1 and tried[-1] == target else ""
-    line = f"root=PARTUUID={DISK_ID}-{part:02} rootwait otaflow.slot={tried[-1]}{trial} rw quiet panic=10"
+    line = f"root=PARTUUID={DISK_ID}-{part:02} rootwait=30 otaflow.slot={tried[-1]}{trial} rw quiet panic=10"
     assert f"bootargs={line}\n" in machine.run("printenv bootargs")
 
 

@@ -10,12 +10,11 @@ import pytest
 @pytest.fixture(scope="module")
 def power() -> Iterator[Any]:
     """A `Run` of the bench (tests/support/power_run.py)."""
-    from power_bench import open_bench
+    from power_bench import open_bench, what_the_bench_misses
     from power_run import Run
-    from recording_disk import what_is_missing
     from rich.console import Console
 
-    if missing := what_is_missing():
+    if missing := what_the_bench_misses():
         if os.environ.get("OTAFLOW_REQUIRE_BTRFS") == "1":
             pytest.fail(missing)
         pytest.skip(missing)

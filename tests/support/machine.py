@@ -258,11 +258,11 @@ class Machine:
                 process.kill()
         self._nspawn.kill()
         self._nspawn.wait()
-        for process in inside:
-            assert wait_ended(process.pid), f"{process} does not end"
+        left = [process for process in inside if not wait_ended(process.pid)]
         self._nspawn = self._init = None
         for folder in _places(self.name):
             _remove_folders(folder)
+        assert left == []
 
 
 def _cgroups() -> list[Path]:

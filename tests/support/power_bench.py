@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from own_machine import MachineFailed, run_machine
+from postgres import find_programs
 from power_check import allowed_ends, check
 from power_stories import STORIES, Facts, Story, make, open_world, tell, tell_recovery
-from recording_disk import Log, Parts, Rest, copy_sparse, make_disk, memory_folder, recording
+from recording_disk import Log, Parts, Rest, copy_sparse, make_disk, memory_folder, recording, what_is_missing
 from slot_kinds import NAMES
 from without_journal import read_slots
 
@@ -229,6 +230,11 @@ def random_cuts(recorded: Recorded, count: int, seed: int, since: int = 0) -> li
     length = len(Log(recorded.log).entries) - since + 1
     seeds = range(seed, seed + count)
     return [Cut(since + int(random.Random(f"place {one}").random() * length), one) for one in seeds]
+
+
+def what_the_bench_misses() -> str:
+    """Why there can be no bench here; empty where there can."""
+    return what_is_missing() or ("" if find_programs() else "the stories need PostgreSQL's server")
 
 
 @contextmanager

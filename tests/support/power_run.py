@@ -14,10 +14,19 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from own_machine import MachineFailed
-from power_bench import FILE_SYSTEMS, Bench, Cut, Recorded, Result, matrix_cuts, open_bench, random_cuts
+from power_bench import (
+    FILE_SYSTEMS,
+    Bench,
+    Cut,
+    Recorded,
+    Result,
+    matrix_cuts,
+    open_bench,
+    random_cuts,
+    what_the_bench_misses,
+)
 from power_bugs import BUGS, Bug
 from power_stories import STORIES, Story
-from recording_disk import what_is_missing
 from rich.console import Console
 from rich.table import Table
 
@@ -162,7 +171,7 @@ def main() -> None:
     asked = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # nothing stays mounted
     console = Console(soft_wrap=True)
-    if missing := what_is_missing():
+    if missing := what_the_bench_misses():
         sys.exit(missing)
     if asked.again:
         sys.exit(not again(asked.again, asked.cut, console))

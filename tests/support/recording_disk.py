@@ -20,8 +20,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from postgres import find_programs
-
 MEMORY = Path("/dev/shm")
 HEAD = struct.Struct("<cQI")
 PLUGIN = Path(__file__).with_name("recording_plugin.py")
@@ -49,8 +47,6 @@ def what_is_missing() -> str:
         and subprocess.run(["nbdkit", "--dump-plugin", "python"], check=False, capture_output=True).returncode
     ):
         missing = ["nbdkit's plugin for Python"]
-    if not missing and find_programs() is None:
-        missing = ["PostgreSQL's server beside it"]
     return f"a recording disk needs {', '.join(missing)}" if missing else ""
 
 

@@ -47,6 +47,8 @@ AWAY_SECONDS = 15.0
 """How long an API that does not answer is left alone."""
 LOST_TRIES = 3
 """A run that was cut off so often is not begun again."""
+WANTED_SECONDS = 300.0
+"""How long a run that Prefect took without saying so may hang until nobody expects it to be executed any more."""
 CHECK_SECONDS = 60.0
 """How often Prefect is asked for what it cannot tell: whether it still has the deployments, and what hangs."""
 
@@ -63,7 +65,8 @@ class Deployed:
     at_start: bool = False
     """Whether a run of it is due when the runner starts: after a restart the device looks at once."""
     again: bool = False
-    """Whether a run that a restart cut off is executed again. Not what acts each time anew, as going back does."""
+    """Whether a run that had begun when it was cut off is executed again. Not what acts each time anew, as going back
+    does."""
     once: bool = False
     """Whether a run that is due while another one goes on is cancelled, as a button pressed twice; else it waits."""
     lane: str = "device"
@@ -78,14 +81,16 @@ class Lane:
         """`wake` is set when a run is over."""
         self.name = name
         self.run: FlowRun | None = None
+        self.one: Deployed | None = None
+        """What it is a run of."""
         self.is_over = False
         """Whether the run in hand is over; it stays in hand until somebody has looked what came beside it."""
         self._wake = wake
         self._thread: threading.Thread | None = None
 
-    def begin(self, run: FlowRun, work: Callable[[FlowRun], None], context: contextvars.Context) -> None:
-        """Do `work` with `run`."""
-        self.run, self.is_over = run, False
+    def begin(self, run: FlowRun, one: Deployed, work: Callable[[FlowRun], None], context: contextvars.Context) -> None:
+        """Do `work` with `run`, which is one of `one`."""
+        self.run, self.one, self.is_over = run, one, False
         name = f"otaflow-runner-{self.name}"
         self._thread = threading.Thread(target=context.run, args=(self._do, work, run), name=name, daemon=True)
         self._thread.start()
@@ -130,6 +135,12 @@ class Runner:
         self._wake = threading.Event()
         self._lanes = {name: Lane(name, self._wake) for name in {one.lane for one in deployed}}
         self._taken_up: Counter[UUID] = Counter()
+        self._taken: dict[UUID, float] = {}
+        """When the runs were taken of which Prefect did not say that they are."""
+        self._began: dict[str, float] = {}
+        """When a run of each flow began last."""
+        self._former: set[UUID] = set()
+        """Deployments that Prefect has lost, of which a run may have been in hand."""
         self._check_at = 0.0
         self._context = contextvars.copy_context()  # Prefect's settings are found in it
         context = self._context.copy()
@@ -197,6 +208,7 @@ class Runner:
                 log.warning("cannot make the automations: %s", error)
         self._take_up(client, known)
         self._create_at_start(client, known)
+        self._former |= self.known.keys() - known.keys()
         self.known = known  # not before all of it is done: what fails half-way is done again
 
     def _register(self, client: SyncPrefectClient) -> Iterator[tuple[UUID, Deployed]]:
@@ -228,7 +240,7 @@ class Runner:
         """
         in_hand = {lane.run.id for lane in self._lanes.values() if lane.run}
         cut_off = FlowRunFilter(
-            deployment_id=FlowRunFilterDeploymentId(any_=list(known)),
+            deployment_id=FlowRunFilterDeploymentId(any_=[*known, *self._former]),
             state=FlowRunFilterState(
                 type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING, StateType.CANCELLING])
             ),
@@ -239,16 +251,23 @@ class Runner:
                 continue
             self._taken_up[run.id] += 1
             tries = max(run.run_count, self._taken_up[run.id] - 1)
-            began = run.run_count or not self.known  # what an earlier process had taken, it may have begun
+            one = known.get(run.deployment_id) if run.deployment_id else None
             if run.state.type is StateType.CANCELLING:
                 state: Any = Cancelled(message="it was cut off")
-            elif run.deployment_id not in known or (began and not known[run.deployment_id].again):
+            elif one is None or not (one.again or self._is_wanted(run, one)):
                 state = Crashed(message="it was cut off; the session's run and the history say how the device went on")
             elif tries > LOST_TRIES:
                 state = Crashed(message=f"it was cut off {tries} times")
             else:
                 state = Scheduled(name="AwaitingRetry", message="it was cut off, and is begun again")
             client.set_flow_run_state(run.id, state, force=True)
+
+    def _is_wanted(self, run: FlowRun, one: Deployed) -> bool:
+        """Whether it has not begun, and nobody has found another way meanwhile, as pressing the button again."""
+        taken = self._taken.get(run.id)  # not by an earlier process: it may have begun it
+        if taken is None or run.run_count or time.monotonic() - taken > WANTED_SECONDS:
+            return False
+        return self._began.get(one.flow.name, taken) <= taken
 
     def _look(self, client: SyncPrefectClient) -> bool:
         """Execute what is due, the oldest first; of several polls that a schedule asked for, only the last.
@@ -282,9 +301,15 @@ class Runner:
         assert run.deployment_id is not None
         one = self.known[run.deployment_id]
         lane = self._lanes[one.lane]
-        if lane.run is None and self._take(client, run):
-            lane.begin(run, partial(self._execute, one.flow), self._context.copy())
-        elif one.once and lane.run and lane.run.deployment_id == run.deployment_id:
+        if lane.run is None:
+            self._taken[run.id] = time.monotonic()
+            if self._take(client, run):
+                del self._taken[run.id]
+                self._began[one.flow.name] = time.monotonic()
+                lane.begin(run, one, partial(self._execute, one.flow), self._context.copy())
+            else:
+                self._check_at = 0.0  # it was cancelled meanwhile, or was taken, and the answer lost
+        elif one.once and lane.one is one:
             self._cancel(client, run, "another one was going on")
 
     def _cancel(self, client: SyncPrefectClient, run: FlowRun, why: str) -> None:

@@ -19,6 +19,7 @@ log = logging.getLogger("otaflow.agent")
 
 LOOK_SECONDS = 1.0
 FLUSH_SECONDS = 10.0
+"""How long the end waits for a look that is going on."""
 AGAIN_SECONDS = 5.0
 """How long what Prefect could not be told waits until it is tried again."""
 
@@ -86,7 +87,7 @@ class Visible:
         except Exception as error:
             log.debug("cannot look at the session's run now: %s", error)
             return
-        if button is None:
+        if button is None or self._ended.is_set():
             return
         name, state = button
         call = {"Resume": RESUME, "Cancel": CANCEL}.get(name, {}).get(state)

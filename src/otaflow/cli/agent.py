@@ -1,5 +1,6 @@
 """`otaflow agent`: the process that decides, works and answers for one device."""
 
+import logging
 import signal
 import threading
 from collections.abc import Iterator
@@ -16,10 +17,12 @@ if TYPE_CHECKING:
     from otaflow.flows.session import PrefectRuns
     from otaflow.platform.device import Device
 
+log = logging.getLogger("otaflow.agent")
+
 DRAIN_SECONDS = 60.0
 """How long SIGTERM waits for work in hand; what is not done then is left to recovery, not taken back."""
 CLOSE_SECONDS = 30.0
-"""How long a server may take to close the runs that were cut off, before the rest is looked after again."""
+"""How long connecting waits for a server to close the runs that were cut off."""
 ANSWER_SECONDS = 20.0
 """How long the interface may take to show that it answers."""
 
@@ -79,5 +82,8 @@ def _connect(device: "Device") -> "PrefectRuns":
     from otaflow.work import connect_prefect
 
     # First what may fail: this is tried again and again, and each connection has a thread.
-    within(CLOSE_SECONDS, lambda: close_cut_off(queue_of(device.config.device.name)))
+    try:
+        within(CLOSE_SECONDS, lambda: close_cut_off(queue_of(device.config.device.name)))
+    except TimeoutError as error:
+        log.warning("Prefect's server stands still: %s", error)  # asked already, it closes them when it goes on
     return connect_prefect(device)
