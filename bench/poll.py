@@ -159,7 +159,7 @@ def measure(bench: Bench, rounds: int, rest: float) -> list[str]:
             run = client.create_flow_run_from_deployment(deployment)
             time.sleep(rest)
             before = len(bench.api.asked)
-            bench.measure("runner", lambda run=run: runner._take(client, run) and runner._execute(run), rest)
+            bench.measure("runner", lambda run=run: runner._take(client, run) and runner._execute(check, run), rest)
             asked = bench.api.asked[before:]
             bench.measure("`otaflow poll`", lambda: bench.run(sys.executable, "-c", POLL), rest)
             run = client.create_flow_run_from_deployment(deployment)
