@@ -8,7 +8,8 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from central import Central, Served, find_postgres, postgres
+from central import Central, Served, postgres
+from postgres import find_programs
 
 from otaflow.cli.demo_site import Site
 from otaflow.deployments.cut_off import find_executed
@@ -17,7 +18,7 @@ from otaflow.deployments.cut_off import find_executed
 @pytest.fixture(scope="module")
 def central(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Central]:
     """The server, with the work pool of prefect.yaml."""
-    if find_postgres() is None:
+    if find_programs() is None:
         message = "PostgreSQL is not installed"
         if os.environ.get("OTAFLOW_REQUIRE") == "1":
             pytest.fail(message)

@@ -3,11 +3,9 @@
 import json
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from postgres import ADMIN, run_cluster
 
 from otaflow.cli.demo_site import Site, free_port, prefect_environment
 from otaflow.config import load
@@ -26,14 +25,6 @@ from otaflow.platform.device import Device
 ROOT = Path(__file__).parents[2]
 SECONDS = 180.0
 PROGRAM = [sys.executable, "-c", "from otaflow.cli import main; main()"]
-DEBIAN = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-
-
-def find_postgres() -> Path | None:
-    """The folder of PostgreSQL's programs."""
-    if found := shutil.which("initdb"):
-        return Path(found).resolve().parent
-    return DEBIAN[-1] if DEBIAN else None
 
 
 class Program:
@@ -43,10 +34,10 @@ class Program:
         self.name, self.log = name, folder / f"{name}.log"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, args: list[str], environment: dict[str, str], before: tuple[str, ...] = ()) -> None:
+    def start(self, args: list[str], environment: dict[str, str]) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                ["setpriv", *before, "--pdeathsig", "KILL", "--", *args],
+                ["setpriv", "--pdeathsig", "KILL", "--", *args],
                 cwd=ROOT,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -79,52 +70,11 @@ class Program:
 
 @contextmanager
 def postgres(folder: Path) -> Iterator[str]:
-    """A cluster of PostgreSQL with a database for Prefect, for the block; yields the URL of the database.
-
-    It refuses to be root's. Its files are not below pytest's folder, which only its owner may enter.
-    """
-    bin = find_postgres()
-    assert bin is not None
-    us = ("--reuid=nobody", "--regid=nogroup", "--clear-groups") if os.geteuid() == 0 else ()
-    data = Path(tempfile.mkdtemp(prefix="otaflow-postgres-"))
-    server = Program("postgres", folder)
-    password, port = secrets.token_hex(8), free_port()
-    environment = {"PATH": f"{bin}:{os.environ['PATH']}", "LANG": "C.UTF-8", "HOME": str(data)}
-
-    def call(*args: str) -> str:
-        done = subprocess.run(
-            ["setpriv", *us, "--", *args],
-            cwd=data,
-            env={**environment, "PGPASSWORD": password},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    try:
-        (data / "password").write_text(password)
-        if us:
-            for path in (data, data / "password"):
-                shutil.chown(path, "nobody", "nogroup")
-        call("initdb", "-D", "cluster", "-U", "prefect", "-A", "scram-sha-256", "--pwfile=password", "--no-sync")
-        settings = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": data, "fsync": "off"}
-        options = [word for key, value in settings.items() for word in ("-c", f"{key}={value}")]
-        server.start([str(bin / "postgres"), "-D", str(data / "cluster"), *options], environment, us)
-        where = ("-h", "127.0.0.1", "-p", str(port), "-U", "prefect")
-        end = time.monotonic() + SECONDS
-        while subprocess.run([bin / "pg_isready", "-q", *where], check=False).returncode:
-            assert server.runs(), server.said
-            assert time.monotonic() < end, server.said
-            time.sleep(0.1)
-        call("createdb", *where, "prefect")
-        yield f"postgresql+asyncpg://prefect:{password}@127.0.0.1:{port}/prefect"
-    finally:
-        server.stop(signal.SIGINT)
-        shutil.rmtree(data, ignore_errors=True)
+    """A server with a database for Prefect, for the block; yields the URL of the database."""
+    port = free_port()
+    with run_cluster(folder / "postgres.log", listen_addresses="127.0.0.1", port=port) as cluster:
+        cluster.sql("CREATE DATABASE prefect")
+        yield f"postgresql+asyncpg://{ADMIN}:{cluster.password}@127.0.0.1:{port}/prefect"
 
 
 class Central:

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 SECONDS = 120.0
 ADMIN = "admin"
+PORT = 5432
 PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 
 
@@ -27,8 +28,9 @@ def find_programs() -> Path | None:
 class Cluster:
     """A server that runs. Applications' users may log in with the password that `make_user` gave them."""
 
-    def __init__(self, folder: Path, programs: Path, password: str) -> None:
-        self.folder, self.programs, self._password = folder, programs, password
+    def __init__(self, folder: Path, programs: Path, password: str, port: int = PORT) -> None:
+        """`password` is ADMIN's."""
+        self.folder, self.programs, self.password, self.port = folder, programs, password, port
 
     def sql(self, text: str, database: str = "postgres", *, user: str = ADMIN, password: str = "") -> str:
         """Rows, one a line, columns apart by `|`; an error fails the test."""
@@ -39,7 +41,8 @@ class Cluster:
         return done.stdout.strip()
 
     def call(self, program: str, *arguments: str, password: str = "") -> "subprocess.CompletedProcess[str]":
-        environment = {**os.environ, "PGHOST": str(self.folder), "PGPASSWORD": password or self._password}
+        environment = {**os.environ, "PGHOST": str(self.folder), "PGPORT": str(self.port)}
+        environment["PGPASSWORD"] = password or self.password
         return subprocess.run(
             [self.programs / program, *arguments],
             env=environment,
@@ -89,27 +92,39 @@ def create_cluster(folder: Path, programs: Path, *options: str) -> None:
     )
 
 
-def start_server(folder: Path, programs: Path, **settings: object) -> "subprocess.Popen[bytes]":
-    """The server of `folder/cluster`, ready: a socket in `folder`, no TCP; it dies with us, its log is `folder/log`."""
-    settings = {"listen_addresses": "", "unix_socket_directories": folder, "logging_collector": "off", **settings}
+def start_server(
+    folder: Path, programs: Path, log: Path | None = None, *, port: int = PORT, **settings: object
+) -> "subprocess.Popen[bytes]":
+    """The server of `folder/cluster`, ready: a socket in `folder`, no TCP unless `settings` say so; it dies with us.
+
+    What it says goes to `log`, or to `folder/log`.
+    """
+    log = log or folder / "log"
+    settings = {
+        "listen_addresses": "",
+        "unix_socket_directories": folder,
+        "logging_collector": "off",
+        "port": port,
+        **settings,
+    }
     options = [word for key, value in settings.items() for word in ("-c", f"{key}={value}")]
     postgres = [programs / "postgres", "-D", folder / "cluster", *options]
     environment = _environment(folder, programs)
-    with (folder / "log").open("wb") as log:
+    with log.open("wb") as output:
         server = subprocess.Popen(
             ["setpriv", *_as_nobody(), "--pdeathsig", "KILL", "--", *postgres],
             cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            stdout=output,
+            stderr=output,
             start_new_session=True,
         )
     end = time.monotonic() + SECONDS
-    ready = [programs / "pg_isready", "-q", "-h", folder]
+    ready = [programs / "pg_isready", "-q", "-h", folder, "-p", str(port)]
     while subprocess.run(ready, env=environment, check=False, timeout=SECONDS).returncode:
-        assert server.poll() is None, (folder / "log").read_text()
-        assert time.monotonic() < end, (folder / "log").read_text()
+        assert server.poll() is None, log.read_text()
+        assert time.monotonic() < end, log.read_text()
         time.sleep(0.02)
     return server
 
@@ -121,20 +136,20 @@ def stop_server(server: "subprocess.Popen[bytes]") -> None:
 
 
 @contextmanager
-def run_cluster() -> Iterator[Cluster]:
-    """A new server for the block; with root it is nobody's.
+def run_cluster(log: Path | None = None, *, port: int = PORT, **settings: object) -> Iterator[Cluster]:
+    """A new server for the block, with `settings` and its `log`; with root it is nobody's.
 
     Its files are not below pytest's folder, which only its owner may enter, and a socket's name has to be short.
     """
     programs = find_programs()
     assert programs is not None
     folder = Path(tempfile.mkdtemp(prefix="otaflow-pg-"))
-    cluster = Cluster(folder, programs, secrets.token_hex(8))
+    cluster = Cluster(folder, programs, secrets.token_hex(8), port)
     server: subprocess.Popen[bytes] | None = None
     try:
-        (folder / "password").write_text(cluster._password)
+        (folder / "password").write_text(cluster.password)
         create_cluster(folder, programs, "-A", "scram-sha-256", "--pwfile=password", "--no-sync")
-        server = start_server(folder, programs, fsync="off")
+        server = start_server(folder, programs, log, port=port, fsync="off", **settings)
         yield cluster
     finally:
         if server is not None:

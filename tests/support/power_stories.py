@@ -92,6 +92,11 @@ class Story:
     """Whether the application's data is in PostgreSQL, whose files are on the same disk."""
 
     @property
+    def light(self) -> type[LightWorld]:
+        """The world of a story of applications."""
+        return PostgresLight if self.postgres else LightWorld
+
+    @property
     def of_slots(self) -> bool:
         """Whether slots are changed, and nothing else is tried."""
         others = self.applications or self.beside or self.restarts or self.in_prefect
@@ -193,8 +198,7 @@ def open_world(story: Story, top: Path, kind: str) -> Any:
     """The story's world on the disk that is mounted at `top`."""
     folder = top / "w"
     if story.applications:
-        kind_of_world = PostgresLight if story.postgres else LightWorld
-        world = kind_of_world.__new__(kind_of_world)
+        world = story.light.__new__(story.light)
         world.folder, world.kind, world.config, world.port = folder, kind, folder / "otaflow.toml", 0
         return world
     return SystemWorld(folder, kind, Packages(top / "packages"))
@@ -203,7 +207,7 @@ def open_world(story: Story, top: Path, kind: str) -> Any:
 def make(story: Story, top: Path, kind: str) -> Facts:
     """Make the device with its past, and its packages; the facts are what it is and what is to be done."""
     if story.applications:
-        world: Any = (PostgresLight if story.postgres else LightWorld)(top / "w", kind)
+        world: Any = story.light(top / "w", kind)
         world.install_light()
     else:
         world = open_world(story, top, kind)
